@@ -1,0 +1,191 @@
+"""The last stage: compile or copy the graphs into a package folder, and say what memory they take."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rtgen.build.graphs import read_tables
+from rtgen.engine.manifest import (
+    CompilerEntry,
+    Component,
+    ComponentEntry,
+    Manifest,
+    MemoryPlan,
+    ModelEntry,
+    ProfileEntry,
+    TargetEntry,
+    resolve_shape,
+)
+from rtgen.engine.memory_plan import GIB, activations_at, check, estimate
+
+if TYPE_CHECKING:
+    from rtgen.build.plan import BuildPlan
+    from rtgen.config.model import ResolutionProfile, Size
+    from rtgen.engine.builder import Range
+    from rtgen.progress import Progress
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Components in their package form, with the device memory each takes in bytes at the greatest size."""
+
+    components: Mapping[Component, ComponentEntry]
+    weights: Mapping[Component, int]
+    activations: Mapping[Component, int]
+
+
+def make_package(plan: BuildPlan, graphs: Path, folder: Path, progress: Progress) -> Manifest:
+    """Fill ``folder`` and return its manifest, without the file hashes. Raises BuildError or MemoryPlanError."""
+    tables = read_tables(graphs)
+    check_memory(plan, tables, _stored_bytes(plan, tables), dict.fromkeys(tables, 0))
+    compiled = (
+        _copy_graphs(plan, graphs, folder, tables)
+        if plan.gpu.compiler == "onnxruntime"
+        else _build_engines(plan, graphs, folder, tables, progress)
+    )
+    memory = check_memory(plan, tables, compiled.weights, compiled.activations)
+    shutil.copyfile(plan.weights / plan.model.weights.tokenizer, folder / plan.model.weights.tokenizer)
+    return describe_package(plan, compiled.components, memory)
+
+
+def check_memory(
+    plan: BuildPlan,
+    tables: Mapping[Component, ComponentEntry],
+    weights: Mapping[Component, int],
+    activations: Mapping[Component, int],
+) -> MemoryPlan:
+    """The memory plan at the greatest size. Raises MemoryPlanError, naming sizes that would fit."""
+
+    def at(sizes: Mapping[str, int]) -> MemoryPlan:
+        scaled = {name: activations_at(count, plan.largest, sizes) for name, count in activations.items()}
+        vram = round(plan.gpu.vram_gib * GIB)
+        return estimate(tables, sizes, weights=weights, activations=scaled, vram=vram)
+
+    whole = at(plan.largest)
+    candidates = {profile.opt for profile in plan.model.resolution.profiles} | {plan.model.resolution.default}
+    ordered = sorted(candidates, key=lambda size: -size[0] * size[1])
+    check(whole, alternatives={f"--size {size[0]}x{size[1]}": at(plan.sizes_at(size)) for size in ordered})
+    return whole
+
+
+def _stored_bytes(plan: BuildPlan, tables: Mapping[Component, ComponentEntry]) -> dict[Component, int]:
+    return {
+        component: sum((plan.weights / name).stat().st_size for name in table.weights)
+        for component, table in tables.items()
+    }
+
+
+def _copy_graphs(plan: BuildPlan, graphs: Path, folder: Path, tables: Mapping[Component, ComponentEntry]) -> Compiled:
+    """ONNX Runtime compiles when it loads: the package holds the graphs and the weights they refer to."""
+    for table in tables.values():
+        shutil.copyfile(graphs / table.file, folder / table.file)
+        for name in table.weights:
+            shutil.copyfile(plan.weights / name, folder / name)
+    stored = _stored_bytes(plan, tables)
+    return Compiled(tables, stored, dict.fromkeys(tables, 0))
+
+
+def _build_engines(
+    plan: BuildPlan, graphs: Path, folder: Path, tables: Mapping[Component, ComponentEntry], progress: Progress
+) -> Compiled:
+    from rtgen.engine.builder import EngineJob, build_engine
+
+    assert plan.gpu.compiler != "onnxruntime" and plan.gpu.compute_capability is not None
+    components: dict[Component, ComponentEntry] = {}
+    weights: dict[Component, int] = {}
+    activations: dict[Component, int] = {}
+    for component, table in tables.items():
+        file = f"{component}.engine"
+        job = EngineJob(
+            component,
+            plan.gpu.compiler,
+            graphs / table.file,
+            plan.weights,
+            folder / file,
+            plan.gpu.compute_capability,
+            tuple(shape_ranges(plan, table, profile) for profile in plan.profiles) if is_dynamic(table) else (),
+        )
+        result = build_engine(job, progress, stage=f"engine: {component.replace('_', ' ')}")
+        components[component] = table.model_copy(update={"file": file, "weights": ()})
+        weights[component], activations[component] = result.weights_bytes, result.activation_bytes
+    return Compiled(components, weights, activations)
+
+
+def is_dynamic(table: ComponentEntry) -> bool:
+    """Whether any input's shape depends on the frame size."""
+    return any(isinstance(size, str) for tensor in table.inputs for size in tensor.shape)
+
+
+def shape_ranges(plan: BuildPlan, table: ComponentEntry, profile: ResolutionProfile) -> dict[str, Range]:
+    """Smallest, best and greatest shape of every dynamic input under a profile."""
+
+    def shape(dimensions: tuple[int | str, ...], size: Size) -> tuple[int, ...]:
+        return resolve_shape(dimensions, plan.sizes_at(size))
+
+    return {
+        tensor.name: (
+            shape(tensor.shape, profile.min),
+            shape(tensor.shape, profile.opt),
+            shape(tensor.shape, profile.max),
+        )
+        for tensor in table.inputs
+        if any(isinstance(size, str) for size in tensor.shape)
+    }
+
+
+def describe_package(plan: BuildPlan, components: Mapping[Component, ComponentEntry], memory: MemoryPlan) -> Manifest:
+    """The manifest of a package; the file table is filled in when it is written."""
+    import rtgen
+    from rtgen.runtime.schedule import sigmas
+
+    model = plan.model
+    entry = ModelEntry(
+        name=model.name,
+        digest=plan.model_digest,
+        frames_per_second=model.frames_per_second,
+        example_prompts=model.example_prompts,
+        default_size=plan.profiles[0].opt
+        if not _is_served(plan, model.resolution.default)
+        else model.resolution.default,
+        size_step=model.size_step,
+        latent_channels=model.autoencoder.latent_channels,
+        spatial_stride=model.autoencoder.spatial_stride,
+        temporal_stride=model.autoencoder.temporal_stride,
+        single_first_frame=model.autoencoder.single_first_frame,
+        chunk=model.cache.chunk,
+        window=model.cache.window,
+        sink=model.cache.sink,
+        sigmas=sigmas(model.schedule.timesteps, model.schedule.shift),
+        sampler=model.schedule.sampler,
+        rope_split=model.denoiser.rope_split,
+        rope_theta=model.denoiser.rope_theta,
+        prompt_tokens=model.text_encoder.max_tokens,
+        tokenizer=model.weights.tokenizer,
+    )
+    return Manifest(
+        key=plan.package_key,
+        rtgen=rtgen.__version__,
+        model=entry,
+        target=TargetEntry(
+            gpu=plan.gpu.name,
+            compute_capability=plan.gpu.compute_capability,
+            vram_bytes=round(plan.gpu.vram_gib * GIB),
+        ),
+        recipe=plan.recipe.name,
+        compiler=CompilerEntry(name=plan.gpu.compiler, version=plan.compiler_version),
+        profiles=tuple(ProfileEntry(min=p.min, opt=p.opt, max=p.max) for p in plan.profiles),
+        components=components,
+        memory_plan=memory,
+        files={},
+    )
+
+
+def _is_served(plan: BuildPlan, size: Size) -> bool:
+    return any(
+        all(low <= side <= high for low, side, high in zip(profile.min, size, profile.max, strict=True))
+        for profile in plan.profiles
+    )

@@ -1,0 +1,102 @@
+"""The stages between weights and compiler: exported graphs, then graphs with plugins in place.
+
+A stage folder holds one ONNX file a component and ``components.json`` with the tensor tables. Weights stay in the
+checkpoint's files; the graphs refer to them by file name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rtgen.engine.manifest import Component, ComponentEntry
+from rtgen.models.registry import COMPONENTS
+
+if TYPE_CHECKING:
+    from rtgen.build.plan import BuildPlan
+    from rtgen.progress import Progress
+
+TABLES = "components.json"
+
+
+def write_tables(folder: Path, tables: Mapping[Component, ComponentEntry]) -> None:
+    content = {name: table.model_dump(mode="json") for name, table in tables.items()}
+    (folder / TABLES).write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def read_tables(folder: Path) -> dict[Component, ComponentEntry]:
+    """The tensor tables of a stage folder."""
+    content = json.loads((folder / TABLES).read_text(encoding="utf-8"))
+    return {name: ComponentEntry.model_validate(content[name]) for name in COMPONENTS}
+
+
+def make_export(plan: BuildPlan, folder: Path, progress: Progress) -> None:
+    """Export every component in the recipe's precision. Raises MissingDependencyError without ``rtgen[compile]``."""
+    from rtgen.build.toolchain import installed_exporter
+
+    progress.update("export", 0.0, "loading torch")
+    installed_exporter()
+    tables: dict[Component, ComponentEntry] = {}
+    for position, component in enumerate(COMPONENTS):
+        progress.update("export", position / len(COMPONENTS), component.replace("_", " "))
+        tables[component] = _export(plan, component, folder)
+    write_tables(folder, tables)
+    progress.update("export", 1.0)
+
+
+def _export(plan: BuildPlan, component: Component, folder: Path) -> ComponentEntry:
+    import onnx_ir as ir
+
+    from rtgen.export.components import export_component, weight_names
+    from rtgen.models.registry import load
+    from rtgen.passes.base import run_passes
+    from rtgen.passes.bind_weights import BindWeights
+    from rtgen.passes.simplify import Simplify
+
+    module, index = load(component, plan.model, plan.weights, plan.recipe.precision)
+    graph = export_component(component, plan.model, module, plan.recipe.precision)
+    names = weight_names(module, graph)
+    stored = {initializer: index[name] for initializer, name in names.items()}
+    run_passes(graph.model, [Simplify(frozenset(names)), BindWeights(stored)])
+    file = f"{component}.onnx"
+    ir.save(graph.model, folder / file)
+    weights = tuple(sorted({place.file.name for place in stored.values()}))
+    return ComponentEntry(file=file, weights=weights, inputs=graph.inputs, outputs=graph.outputs, states=graph.states)
+
+
+def make_graphs(plan: BuildPlan, exported: Path, folder: Path, progress: Progress) -> None:
+    """Run the passes that prepare exported graphs for the compiler of the plan's GPU."""
+    import onnx_ir as ir
+
+    from rtgen.passes.attach_functions import AttachFunctions
+    from rtgen.passes.base import run_passes
+    from rtgen.passes.fix_dimension import FixDimension
+
+    tables = read_tables(exported)
+    for position, (component, table) in enumerate(tables.items()):
+        progress.update("passes", position / len(tables), component.replace("_", " "))
+        model = ir.load(exported / table.file)
+        passes: list[ir.passes.PassBase] = [AttachFunctions()]
+        if component == "denoiser" and plan.fixed_ring is not None:
+            passes.append(FixDimension("ring", plan.fixed_ring))
+            tables[component] = _with_fixed_ring(table, plan.fixed_ring)
+        ir.save(run_passes(model, passes), folder / table.file)
+    write_tables(folder, tables)
+    progress.update("passes", 1.0)
+
+
+def _with_fixed_ring(table: ComponentEntry, length: int) -> ComponentEntry:
+    """The table with the ring's length as a number."""
+    ring = {name for state in table.states for name in (state.input, state.output)}
+
+    def fixed(tensors: tuple[object, ...]) -> list[object]:
+        return [
+            tensor.model_copy(update={"shape": (*tensor.shape[:2], length, tensor.shape[3])})  # type: ignore[attr-defined]
+            if tensor.name in ring  # type: ignore[attr-defined]
+            else tensor
+            for tensor in tensors
+        ]
+
+    return table.model_copy(update={"inputs": tuple(fixed(table.inputs)), "outputs": tuple(fixed(table.outputs))})

@@ -1,0 +1,166 @@
+"""From a request to a plan: configs loaded and checked against each other, files located, keys computed.
+
+Everything that can be refused is refused here, before any work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+from rtgen.build.request import BuildRequest
+from rtgen.build.toolchain import exporter_sources, exporter_versions
+from rtgen.config.gpu import Compiler, GpuConfig
+from rtgen.config.load import load_gpu, load_model, load_recipe, recipe_for
+from rtgen.config.locate import bundled_directory
+from rtgen.config.model import ModelConfig, ResolutionProfile, Size
+from rtgen.config.recipe import RecipeConfig
+from rtgen.engine.trt import TRAITS, installed_version, unsupported_reason
+from rtgen.errors import MissingDependencyError, SizeError
+from rtgen.models.registry import COMPONENTS, checkpoint_files
+from rtgen.store.keys import JsonValue, fields_digest
+from rtgen.store.store import Store
+
+LARGEST_SIDE = 4096
+"""Pixels; a larger frame is a slip of the finger."""
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """A checked request. Keys are computed when asked for, and cached."""
+
+    store: Store
+    gpu: GpuConfig
+    model: ModelConfig
+    recipe: RecipeConfig
+    profiles: tuple[ResolutionProfile, ...]
+    weights: Path
+    compiler_version: str
+
+    @cached_property
+    def largest(self) -> Mapping[str, int]:
+        """The symbolic dimensions at the greatest height and width of any profile."""
+        return self.sizes_at((max(p.max[0] for p in self.profiles), max(p.max[1] for p in self.profiles)))
+
+    def sizes_at(self, size: Size) -> dict[str, int]:
+        """The symbolic dimensions of a frame size in pixels."""
+        return {"rows": size[0] // self.model.size_step[0], "columns": size[1] // self.model.size_step[1]}
+
+    @cached_property
+    def fixed_ring(self) -> int | None:
+        """Tokens of the K/V ring where its length is part of the graph, or None where it follows the frame size.
+
+        TensorRT imports TensorScatter as an in-place cache update only for a ring of fixed length.
+        """
+        if self.gpu.compiler == "onnxruntime":
+            return None
+        return self.model.cache.window * self.largest["rows"] * self.largest["columns"]
+
+    @cached_property
+    def model_digest(self) -> str:
+        """Of the architecture and the weights."""
+        fields: dict[str, JsonValue] = self.model.model_dump(mode="json", exclude={"resolution", "title", "weights"})
+        for component in COMPONENTS:
+            files = checkpoint_files(component, self.model, self.weights)
+            fields[f"weights.{component}"] = [self.store.file_digest(file) for file in files]
+        fields["tokenizer"] = self.store.file_digest(self.weights / self.model.weights.tokenizer)
+        return fields_digest(fields)
+
+    @cached_property
+    def export_key(self) -> str:
+        return fields_digest(
+            {
+                "model": self.model_digest,
+                "precision": self.recipe.precision,
+                "exporter": exporter_versions(),
+                "sources": exporter_sources(),
+            }
+        )
+
+    @cached_property
+    def graphs_key(self) -> str:
+        return fields_digest({"export": self.export_key, "fixed_ring": self.fixed_ring})
+
+    @cached_property
+    def package_key(self) -> str:
+        return fields_digest(
+            {
+                "graphs": self.graphs_key,
+                "recipe": self.recipe.model_dump(mode="json", exclude={"title"}),
+                "compiler": {"name": self.gpu.compiler, "version": self.compiler_version},
+                "compute_capability": self.gpu.compute_capability,
+                "vram_gib": self.gpu.vram_gib,
+                "gpu": self.gpu.name,
+                "default_size": self.model.resolution.default,
+                "profiles": [profile.model_dump(mode="json") for profile in self.profiles],
+            }
+        )
+
+
+def plan_build(request: BuildRequest) -> BuildPlan:
+    """Check a request. Raises UnknownNameError, ConfigError, SizeError, MissingDependencyError or CheckpointError."""
+    from rtgen.build.toolchain import bundled_stages
+
+    gpu, model = load_gpu(request.gpu), load_model(request.model)
+    recipe = load_recipe(request.recipe or gpu.default_recipe)
+    recipe_for(gpu, recipe)
+    profiles = tuple(exact_profile(model, size) for size in request.sizes) or model.resolution.profiles
+    weights = request.weights or weights_directory(model)
+    for component in COMPONENTS:
+        checkpoint_files(component, model, weights)
+    store = Store(request.store, bundled=[bundled_stages()])
+    return BuildPlan(store, gpu, model, recipe, profiles, weights, compiler_version(gpu))
+
+
+def exact_profile(model: ModelConfig, size: Size) -> ResolutionProfile:
+    """A profile for one size. Raises SizeError unless the model can make frames of it."""
+    step = model.size_step
+    if any(side % unit or not unit * 2 <= side <= LARGEST_SIDE for side, unit in zip(size, step, strict=True)):
+        near = tuple(
+            min(max(round(side / unit), 2) * unit, LARGEST_SIDE) for side, unit in zip(size, step, strict=True)
+        )
+        raise SizeError(
+            f"{model.name} cannot make frames of {size[0]}x{size[1]}: height and width are multiples of "
+            f"{step[0]} and {step[1]} pixels, from {2 * step[0]}x{2 * step[1]} to {LARGEST_SIDE}x{LARGEST_SIDE}",
+            hint=f"--size {near[0]}x{near[1]} is near",
+        )
+    return ResolutionProfile(min=size, opt=size, max=size)
+
+
+def weights_directory(model: ModelConfig) -> Path:
+    """Where the weights are unless the user says otherwise."""
+    if model.weights.directory == "bundled":
+        return bundled_directory(model.name)
+    return Path(model.weights.directory).expanduser()
+
+
+def compiler_version(gpu: GpuConfig) -> str:
+    """Version of the compiler that serves a GPU. Raises MissingDependencyError when it is absent or cannot."""
+    compiler: Compiler = gpu.compiler
+    if compiler == "onnxruntime":
+        return onnxruntime_version()
+    assert gpu.compute_capability is not None  # load_gpu checked it
+    found = installed_version(compiler)
+    if found is None:
+        other = unsupported_reason("tensorrt_rtx", gpu.compute_capability) if compiler == "tensorrt" else None
+        reason = f": {other}" if other else ""
+        raise MissingDependencyError(
+            f"{gpu.name} needs {TRAITS[compiler].title}, which is not installed{reason}",
+            hint='pip install "rtgen[tensorrt]"' if compiler == "tensorrt" else "pip install --upgrade rtgen",
+        )
+    return found
+
+
+def onnxruntime_version() -> str:
+    """Version of whichever ONNX Runtime distribution is installed. Raises MissingDependencyError."""
+    from importlib.metadata import PackageNotFoundError
+
+    for distribution in ("onnxruntime-gpu", "onnxruntime"):
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    raise MissingDependencyError("ONNX Runtime is not installed", hint="pip install --upgrade rtgen")

@@ -1,0 +1,52 @@
+"""Versions of everything that can change what a stage contains, read without importing any of it."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import rtgen
+from rtgen.config.locate import bundled_directory, data_directory
+from rtgen.errors import MissingDependencyError
+
+EXPORTER_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript")
+EXPORTER_SOURCES = ("models", "export", "passes", "plugins", "config/model.py", "engine/manifest.py")
+RECORD = "exporter.json"
+
+
+def bundled_stages() -> Path:
+    """Where a wheel carries finished stages of the bundled model, so that it can be built without torch."""
+    return bundled_directory("stages")
+
+
+def exporter_versions() -> dict[str, str]:
+    """Versions of the packages that export graphs: those of the bundled stages if there are any, else the installed.
+
+    Raises MissingDependencyError when neither exists.
+    """
+    record = bundled_stages() / RECORD
+    if record.is_file():
+        found: dict[str, str] = json.loads(record.read_text(encoding="utf-8"))
+        return found
+    return installed_exporter()
+
+
+def installed_exporter() -> dict[str, str]:
+    """Versions of the installed export packages. Raises MissingDependencyError if one is absent."""
+    try:
+        return {name: version(name) for name in EXPORTER_PACKAGES}
+    except PackageNotFoundError as error:
+        raise MissingDependencyError(
+            f"exporting a model needs {error.name}, which is not installed", hint='pip install "rtgen[compile]"'
+        ) from error
+
+
+@cache
+def exporter_sources() -> str:
+    """Digest of rtgen's own code that shapes exported graphs, and of the plugin kernels."""
+    from rtgen.store.keys import tree_digest
+
+    root = Path(rtgen.__file__).parent
+    return tree_digest(*(root / name for name in EXPORTER_SOURCES), data_directory("plugins"))

@@ -1,0 +1,113 @@
+"""The walk: config, export, passes, engines, package. Each stage is looked up in the store before it is made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rtgen.build.engines import make_package
+from rtgen.build.graphs import make_export, make_graphs
+from rtgen.build.plan import BuildPlan, plan_build
+from rtgen.engine.package import read_manifest
+
+if TYPE_CHECKING:
+    from rtgen.build.request import BuildRequest
+    from rtgen.engine.manifest import Manifest
+    from rtgen.progress import Progress
+
+
+@dataclass(frozen=True)
+class StageTiming:
+    """How long a stage took, and whether the store had it."""
+
+    name: str
+    seconds: float
+    cached: bool
+
+
+@dataclass(frozen=True)
+class BuildOutcome:
+    """A package that is in the store."""
+
+    package: Path
+    key: str
+    cached: bool
+    seconds: float
+    manifest: Manifest
+    stages: tuple[StageTiming, ...]
+
+
+def package_key(request: BuildRequest) -> str:
+    """The key of the package that a request leads to. Raises what :func:`rtgen.build.plan.plan_build` raises."""
+    return plan_build(request).package_key
+
+
+def build(request: BuildRequest, progress: Progress) -> BuildOutcome:
+    """Make a package, or find it. Raises RtgenError subclasses; nothing unfinished is ever visible in the store."""
+    start = time.perf_counter()
+    plan = plan_build(request)
+    if request.force:
+        _forget(plan)
+    walk = _Walk(plan, progress)
+    path, cached = plan.store.package(
+        plan.model.name,
+        plan.gpu.name,
+        plan.package_key,
+        lambda folder: make_package(plan, walk.graphs(), folder, progress),
+        on_wait=walk.waiting,
+        progress=progress,
+    )
+    seconds = time.perf_counter() - start
+    if not cached:
+        done = sum(stage.seconds for stage in walk.timings)
+        walk.timings.append(StageTiming("engines", seconds - done, cached=False))
+    return BuildOutcome(path, plan.package_key, cached, seconds, read_manifest(path), tuple(walk.timings))
+
+
+def export(request: BuildRequest, progress: Progress) -> Path:
+    """The folder with the graphs that a request's compiler would be given."""
+    return _Walk(plan_build(request), progress).graphs()
+
+
+def _forget(plan: BuildPlan) -> None:
+    for package in plan.store.packages():
+        if (package.model, package.gpu, package.key) == (plan.model.name, plan.gpu.name, plan.package_key):
+            plan.store.remove(package)
+
+
+class _Walk:
+    """Stages of one plan, timed."""
+
+    def __init__(self, plan: BuildPlan, progress: Progress) -> None:
+        self.plan, self.progress = plan, progress
+        self.timings: list[StageTiming] = []
+
+    def waiting(self) -> None:
+        self.progress.note("another rtgen is building this already: waiting for it")
+
+    def graphs(self) -> Path:
+        plan, progress = self.plan, self.progress
+        return self._stage(
+            "graphs", plan.graphs_key, lambda folder: make_graphs(plan, self.exported(), folder, progress)
+        )
+
+    def exported(self) -> Path:
+        plan, progress = self.plan, self.progress
+        return self._stage("export", plan.export_key, lambda folder: make_export(plan, folder, progress))
+
+    def _stage(self, kind: str, key: str, make: Callable[[Path], None]) -> Path:
+        made = False
+
+        def make_noted(folder: Path) -> None:
+            nonlocal made
+            made = True
+            make(folder)
+
+        start, inner = time.perf_counter(), sum(stage.seconds for stage in self.timings)
+        path = self.plan.store.stage(kind, key, make_noted, on_wait=self.waiting)
+        nested = sum(stage.seconds for stage in self.timings) - inner
+        self.timings.append(StageTiming(kind, time.perf_counter() - start - nested, cached=not made))
+        return path

@@ -1,0 +1,5 @@
+"""``rtgen model ls|show``."""
+
+from rtgen.cli.catalogue import catalogue
+
+model = catalogue("model", "List and show the models.")

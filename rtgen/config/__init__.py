@@ -1,0 +1,1 @@
+"""Schemas of the files under ``configs/`` and how they are found and loaded."""

@@ -1,0 +1,127 @@
+"""The denoiser's graph: one pass of the sampler, with the K/V ring as state.
+
+One graph serves every pass. It mixes its own noisy latents, x = (1 - sigma) * clean + sigma * noise, and returns both
+what it believes is clean (x - sigma * v) and what it believes is noise (x + (1 - sigma) * v):
+
+* first pass: sigma 1, ``clean`` is ignored;
+* later passes: ``clean`` is the last ``denoised``, ``noise`` is fresh (Self-Forcing) or the last ``noise_estimate``;
+* clean pass: sigma 0; only the keys and values it writes matter.
+
+So the sampler needs no arithmetic outside the engine. v is the rectified-flow velocity noise - clean.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from rtgen.engine.manifest import StateEntry, TensorEntry
+from rtgen.export.graph import ExportedGraph, export_graph
+from rtgen.models.dit import CausalVideoDiT
+from rtgen.models.kv_ring import KVRing
+from rtgen.models.rope import token_rotation
+
+if TYPE_CHECKING:
+    from rtgen.config.model import ModelConfig
+    from rtgen.config.recipe import Precision
+
+
+class DenoiserPass(nn.Module):
+    """A pass as described above; ``caches`` are the keys of all layers, then the values."""
+
+    def __init__(self, model: CausalVideoDiT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        clean: Tensor,
+        noise: Tensor,
+        sigma: Tensor,
+        context: Tensor,
+        rope_time: Tensor,
+        rope_height: Tensor,
+        rope_width: Tensor,
+        write_index: Tensor,
+        valid_length: Tensor,
+        caches: list[Tensor],
+    ) -> tuple[Tensor, ...]:
+        layers = len(caches) // 2
+        ring = KVRing(caches[:layers], caches[layers:], write_index, valid_length)
+        latents = (1 - sigma) * clean + sigma * noise
+        timestep = (1000 * sigma).expand(1, clean.shape[2])
+        rotation = token_rotation((rope_time, rope_height, rope_width))
+        velocity = self.model(latents, timestep, context, rotation, ring)
+        return latents - sigma * velocity, latents + (1 - sigma) * velocity, *ring.keys, *ring.values
+
+
+def cache_names(layers: int) -> list[str]:
+    """Names of the ring tensors in graph order."""
+    return [f"{kind}_cache_{layer}" for kind in ("key", "value") for layer in range(layers)]
+
+
+def tensor_table(
+    config: ModelConfig, precision: Precision
+) -> tuple[list[TensorEntry], list[TensorEntry], list[StateEntry]]:
+    """Inputs, outputs and states of the denoiser's graph."""
+    channels, chunk = config.autoencoder.latent_channels, config.cache.chunk
+    time, height, width = config.denoiser.rope_split
+    rows, columns = (
+        f"{patch}*{name}" for patch, name in zip(config.denoiser.patch[1:], ("rows", "columns"), strict=True)
+    )
+    latents = (1, channels, chunk, rows, columns)
+    caches = cache_names(config.denoiser.layers)
+    ring = (1, config.denoiser.heads, f"{config.cache.window}*rows*columns", config.denoiser.head_dim)
+    inputs = [
+        TensorEntry(name="clean", dtype="float32", shape=latents),
+        TensorEntry(name="noise", dtype="float32", shape=latents),
+        TensorEntry(name="sigma", dtype="float32", shape=(1,)),
+        TensorEntry(
+            name="context", dtype="float32", shape=(1, config.text_encoder.max_tokens, config.text_encoder.dim)
+        ),
+        TensorEntry(name="rope_time", dtype="float32", shape=(chunk, time, 2)),
+        TensorEntry(name="rope_height", dtype="float32", shape=("rows", height, 2)),
+        TensorEntry(name="rope_width", dtype="float32", shape=("columns", width, 2)),
+        TensorEntry(name="write_index", dtype="int64", shape=(1,)),
+        TensorEntry(name="valid_length", dtype="int64", shape=(1,)),
+        *(TensorEntry(name=name, dtype=precision, shape=ring) for name in caches),
+    ]
+    outputs = [
+        TensorEntry(name="denoised", dtype="float32", shape=latents),
+        TensorEntry(name="noise_estimate", dtype="float32", shape=latents),
+        *(TensorEntry(name=f"{name}_out", dtype=precision, shape=ring) for name in caches),
+    ]
+    states = [StateEntry(input=name, output=f"{name}_out", update="in_place") for name in caches]
+    return inputs, outputs, states
+
+
+def export_denoiser(config: ModelConfig, model: CausalVideoDiT, precision: Precision) -> ExportedGraph:
+    """Export ``model`` (already in the recipe's dtype)."""
+    inputs, outputs, states = tensor_table(config, precision)
+    sizes = {"rows": 4, "columns": 6}
+    dtypes = {"float32": torch.float32, "float16": torch.float16, "int64": torch.int64}
+    example = {
+        tensor.name: torch.zeros([_size(dimension, sizes) for dimension in tensor.shape], dtype=dtypes[tensor.dtype])
+        for tensor in inputs
+    }
+    example["valid_length"] += config.cache.chunk * 24
+    caches = [example.pop(state.input) for state in states]
+    rows, columns = torch.export.Dim("rows", min=2, max=256), torch.export.Dim("columns", min=2, max=256)
+    ring = torch.export.Dim("ring", min=2)
+    height, width = config.denoiser.patch[1:]
+    dynamic = dict.fromkeys(example) | {
+        "clean": {3: height * rows, 4: width * columns},
+        "noise": {3: height * rows, 4: width * columns},
+        "rope_height": {0: rows},
+        "rope_width": {0: columns},
+        "caches": [{2: ring} for _ in caches],
+    }
+    return export_graph(DenoiserPass(model), {**example, "caches": caches}, dynamic, inputs, outputs, states)
+
+
+def _size(dimension: int | str, sizes: dict[str, int]) -> int:
+    from rtgen.engine.manifest import resolve
+
+    return resolve(dimension, sizes)

@@ -1,0 +1,100 @@
+"""The exporter call that all components share, and what it returns."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rtgen.engine.manifest import StateEntry, TensorEntry
+
+if TYPE_CHECKING:
+    import onnx_ir
+    from torch import Tensor, nn
+
+OPSET = 24
+"""TensorScatter, which updates the K/V ring in place, is new in 24."""
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """A component's graph, and its tensor table with symbolic shapes."""
+
+    model: onnx_ir.Model
+    inputs: tuple[TensorEntry, ...]
+    outputs: tuple[TensorEntry, ...]
+    states: tuple[StateEntry, ...] = ()
+
+
+def export_graph(
+    module: nn.Module,
+    arguments: Mapping[str, Tensor | Sequence[Tensor]],
+    dynamic_shapes: Mapping[str, Any],
+    inputs: Sequence[TensorEntry],
+    outputs: Sequence[TensorEntry],
+    states: Sequence[StateEntry] = (),
+) -> ExportedGraph:
+    """Export ``module`` with keyword ``arguments`` through torch.export; inputs and outputs are named by the table.
+
+    The ONNX graph keeps parameters as initializers under their own names.
+    """
+    import torch
+
+    with _quiet():
+        program = torch.onnx.export(
+            module.eval(),
+            (),
+            kwargs=dict(arguments),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=dict(dynamic_shapes),
+            input_names=[tensor.name for tensor in inputs],
+            output_names=[tensor.name for tensor in outputs],
+            custom_translation_table=_translations(),
+            optimize=False,  # rtgen.passes.simplify does it, and leaves weights as they are stored
+            verbose=False,
+            report=False,
+        )
+    assert program is not None
+    model = program.model
+    names = [value.name for value in model.graph.inputs]
+    if names != [tensor.name for tensor in inputs]:
+        raise AssertionError(f"the exporter changed the inputs: {names}")
+    return ExportedGraph(model, tuple(inputs), tuple(outputs), tuple(states))
+
+
+def _translations() -> dict[Any, Callable[..., Any]]:
+    """How torch ops of rtgen's plugins become nodes of domain ``rtgen``."""
+    import torch
+    from onnxscript.values import Op, Opset
+
+    from rtgen.plugins import kv_cache_attention
+    from rtgen.plugins.base import DOMAIN, DOMAIN_VERSION
+
+    plugin = kv_cache_attention.PLUGIN
+    kv_cache_attention.torch_op()
+    node = Op(Opset(DOMAIN, DOMAIN_VERSION), plugin.name, plugin.schema())
+
+    def translate(
+        query: Any, key: Any, value: Any, key_cache: Any, value_cache: Any, write_index: Any, valid_length: Any
+    ) -> Any:
+        return node(query, key, value, key_cache, value_cache, write_index, valid_length)
+
+    return {torch.ops.rtgen.kv_cache_attention.default: translate}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns of optional packages and internals that a user can do nothing about."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,88 @@
+"""The components of a model, built from its config and filled from its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from rtgen.engine.manifest import Component
+from rtgen.errors import CheckpointError
+from rtgen.models.safetensors_index import StoredTensor, read_index
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from rtgen.config.model import ModelConfig
+    from rtgen.config.recipe import Precision
+
+COMPONENTS: tuple[Component, ...] = get_args(Component)
+
+
+def create(component: Component, config: ModelConfig) -> nn.Module:
+    """A component with the initial weights of training."""
+    from rtgen.models.autoencoder import StreamingDecoder
+    from rtgen.models.dit import CausalVideoDiT
+    from rtgen.models.text_encoder import TextEncoder
+
+    match component:
+        case "text_encoder":
+            return TextEncoder(config.text_encoder)
+        case "denoiser":
+            channels, text_dim = config.autoencoder.latent_channels, config.text_encoder.dim
+            return CausalVideoDiT(config.denoiser, channels=channels, text_dim=text_dim)
+        case "decoder":
+            return StreamingDecoder(config.autoencoder)
+
+
+def checkpoint_files(component: Component, config: ModelConfig, folder: Path) -> tuple[Path, ...]:
+    """The component's files in ``folder``. Raises CheckpointError listing those that are missing."""
+    names: tuple[str, ...] = getattr(config.weights, component)
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"weights of {config.name} are missing in {folder}: {', '.join(missing)}",
+            hint=f"rtgen model show {config.name} says which files belong there; --weights names another folder",
+        )
+    return tuple(folder / name for name in names)
+
+
+def checkpoint_index(files: Sequence[Path]) -> dict[str, StoredTensor]:
+    """Where every tensor of a component lies. Raises CheckpointError for unreadable files or a tensor given twice."""
+    index: dict[str, StoredTensor] = {}
+    for file in files:
+        for name, tensor in read_index(file).items():
+            if name in index:
+                raise CheckpointError(f"'{name}' is in both {index[name].file.name} and {file.name}")
+            index[name] = tensor
+    return index
+
+
+def check_names(component: str, wanted: Mapping[str, tuple[int, ...]], index: Mapping[str, StoredTensor]) -> None:
+    """Raise CheckpointError unless the checkpoint holds exactly the wanted tensors in the wanted shapes."""
+    problems = [f"missing {name}" for name in sorted(wanted.keys() - index.keys())]
+    problems += [f"surplus {name}" for name in sorted(index.keys() - wanted.keys())]
+    problems += [
+        f"{name} is {list(index[name].shape)} instead of {list(shape)}"
+        for name, shape in sorted(wanted.items())
+        if name in index and index[name].shape != shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise CheckpointError(f"the weights do not fit the {component}: {'; '.join(problems[:4])}{more}")
+
+
+def load(
+    component: Component, config: ModelConfig, folder: Path, precision: Precision
+) -> tuple[nn.Module, dict[str, StoredTensor]]:
+    """A component with its weights in ``precision``, and where each weight is stored."""
+    from safetensors.torch import load_file
+
+    files = checkpoint_files(component, config, folder)
+    index = checkpoint_index(files)
+    module = create(component, config)
+    check_names(component, {name: tuple(value.shape) for name, value in module.named_parameters()}, index)
+    for file in files:
+        module.load_state_dict(load_file(file), strict=False)
+    module = module.half() if precision == "float16" else module.float()
+    return module.eval().requires_grad_(False), index

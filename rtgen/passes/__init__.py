@@ -1,0 +1,1 @@
+"""ONNX graph passes on onnx-ir: one file, one pass, one test."""

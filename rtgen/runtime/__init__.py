@@ -1,0 +1,1 @@
+"""The runtime wing: plays engine packages. Imports no torch and no onnx."""

@@ -1,0 +1,83 @@
+"""One chunk of latents: the denoise passes and the clean pass, through the K/V ring."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from rtgen.engine.manifest import ModelEntry
+from rtgen.runtime.kv_cache import RingLayout
+from rtgen.runtime.noise import chunk_noise
+from rtgen.runtime.rope import axis_table
+from rtgen.runtime.session import Array, Session
+
+NOISE = "noise"
+
+
+class Denoiser:
+    """Drives a denoiser session (see ``rtgen.export.denoiser`` for what one pass computes).
+
+    ``written`` counts the chunks that the ring has been given since it was last cleared; it decides the slot. A
+    chunk's place in time decides its rotary position, so both may run apart after a prompt switch.
+    """
+
+    def __init__(self, session: Session, model: ModelEntry, sizes: Mapping[str, int], seed: int) -> None:
+        self.session, self.model, self.seed = session, model, seed
+        self.ring = RingLayout(model.window, model.sink, model.chunk)
+        self.frame_tokens = sizes["rows"] * sizes["columns"]
+        self.written = 0
+        session.allocate(sizes)
+        session.reset()
+        height, width = (model_side(model, sizes, axis) for axis in (0, 1))
+        self.latent_shape = (1, model.latent_channels, model.chunk, height, width)
+        _, rows, columns = model.rope_split
+        session.write("rope_height", axis_table(np.arange(sizes["rows"]), rows, model.rope_theta))
+        session.write("rope_width", axis_table(np.arange(sizes["columns"]), columns, model.rope_theta))
+
+    def set_context(self, context: Array) -> None:
+        """The encoded prompt, [1, tokens, dim] float32."""
+        self.session.write("context", context)
+
+    def generate(self, chunk: int) -> None:
+        """Make chunk number ``chunk`` of the stream; its latents stay in the session's ``denoised``."""
+        self._enter(chunk)
+        self.session.write("clean", np.zeros(self.latent_shape, np.float32))
+        self.session.write(NOISE, chunk_noise(self.seed, chunk, 0, self.latent_shape))
+        last = len(self.model.sigmas) - 1
+        for step, sigma in enumerate(self.model.sigmas):
+            self._run(sigma)
+            self.session.copy("clean", self.session, "denoised")
+            if self.model.sampler == "euler":
+                self.session.copy(NOISE, self.session, "noise_estimate")
+            elif step < last:
+                self.session.write(NOISE, chunk_noise(self.seed, chunk, step + 1, self.latent_shape))
+        self._run(0.0)
+        self.written += 1
+
+    def restart(self) -> None:
+        """Forget all keys and values; the next chunks fill the ring from its beginning."""
+        self.written = 0
+
+    def commit(self, chunk: int, latents: Array) -> None:
+        """Give the ring an earlier chunk again, as the present prompt sees it (a clean pass)."""
+        self._enter(chunk)
+        self.session.write("clean", latents)
+        self._run(0.0)
+        self.written += 1
+
+    def _enter(self, chunk: int) -> None:
+        positions = np.arange(chunk * self.model.chunk, (chunk + 1) * self.model.chunk)
+        self.session.write("rope_time", axis_table(positions, self.model.rope_split[0], self.model.rope_theta))
+        for name, frames in (
+            ("write_index", self.ring.slot(self.written)),
+            ("valid_length", self.ring.length(self.written)),
+        ):
+            self.session.write(name, np.array([frames * self.frame_tokens], np.int64))
+
+    def _run(self, sigma: float) -> None:
+        self.session.write("sigma", np.array([sigma], np.float32))
+        self.session.run()
+
+
+def model_side(model: ModelEntry, sizes: Mapping[str, int], axis: int) -> int:
+    """Latent rows (axis 0) or columns (axis 1) of a frame."""
+    return sizes[("rows", "columns")[axis]] * model.size_step[axis] // model.spatial_stride

@@ -1,0 +1,162 @@
+"""From a prompt to frames: text encoder once, then denoise and decode chunk by chunk. Knows no backend."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rtgen.engine.manifest import Manifest, Size
+from rtgen.engine.package import Package, open_package
+from rtgen.errors import SizeError, UsageError
+from rtgen.runtime.backends import open_backend
+from rtgen.runtime.denoise import Denoiser
+from rtgen.runtime.noise import SEED_LIMIT
+from rtgen.runtime.profiles import choose_profile
+from rtgen.runtime.prompt import Tokenizer
+from rtgen.runtime.session import Array, Backend, Session
+
+Frames = NDArray[np.uint8]
+
+
+class Pipeline:
+    """An open engine package. Use as a context manager, or call :meth:`close`.
+
+    One stream at a time: starting another ends the one before.
+    """
+
+    def __init__(self, package: Package, backend: Backend) -> None:
+        self.package, self.backend = package, backend
+        self.warnings: tuple[str, ...] = ()
+        """What was lost of the last prompt, such as words that the model does not know."""
+        self._prompt = ""
+        self._pending: str | None = None
+        model = package.manifest.model
+        self._tokenizer = Tokenizer.from_file(package.file(model.tokenizer), example=model.example_prompts[0])
+        self._text: Session = backend.open("text_encoder")
+        self._denoiser: Session = backend.open("denoiser")
+        self._decoder: Session = backend.open("decoder")
+        self._text.allocate({})
+
+    @classmethod
+    def open(cls, package: Path | str, backend: str = "auto") -> Self:
+        """Verify and load a package folder.
+
+        Raises PackageInvalidError, PackageMismatchError, NoGpuError, MemoryPlanError or UsageError.
+        """
+        opened = open_package(Path(package))
+        return cls(opened, open_backend(opened, backend))
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.package.manifest
+
+    @property
+    def backend_name(self) -> str:
+        return self.backend.name
+
+    @property
+    def device(self) -> str:
+        """For people: what the pipeline runs on."""
+        return self.backend.device
+
+    @property
+    def prompt(self) -> str:
+        """The prompt of the running stream. Assigning another switches at the next chunk."""
+        return self._prompt
+
+    @prompt.setter
+    def prompt(self, text: str) -> None:
+        self._tokenizer.encode(text, self.manifest.model.prompt_tokens)  # refuse a bad one here, not in mid-stream
+        self._pending = text
+
+    def stream(
+        self, prompt: str, *, seed: int = 0, frames: int | None = None, size: Size | None = None
+    ) -> Iterator[Frames]:
+        """Chunks of frames, uint8 RGB [F, H, W, 3], until ``frames`` are made; without ``frames`` it never ends.
+
+        The same package, backend, prompt, seed and size give the same bits. ``size`` is (height, width).
+        Raises PromptError, SizeError or UsageError at once, before the first chunk is asked for.
+        """
+        if not 0 <= seed < SEED_LIMIT:
+            raise UsageError(f"the seed must be in 0 .. 2**63 - 1, not {seed}")
+        if frames is not None and frames < 1:
+            raise UsageError(f"frames must be at least 1, not {frames}")
+        sizes = self._sizes(size or self.manifest.model.default_size)
+        context = self._encode(prompt)
+        return self._chunks(context, seed, frames, sizes)
+
+    def close(self) -> None:
+        """Release the sessions and their memory. Idempotent."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _sizes(self, size: Size) -> dict[str, int]:
+        """The symbolic dimensions of a frame size that a profile serves."""
+        model = self.manifest.model
+        step = model.size_step
+        if any(side % unit or side <= 0 for side, unit in zip(size, step, strict=True)):
+            raise SizeError(
+                f"frames of {size[0]}x{size[1]} cannot be made: height and width are multiples of {step[0]} and {step[1]}",
+                hint=f"the default is {model.default_size[0]}x{model.default_size[1]}",
+            )
+        sizes = {"rows": size[0] // step[0], "columns": size[1] // step[1]}
+        choose_profile(self.manifest.profiles, sizes, step)
+        return sizes
+
+    def _encode(self, prompt: str) -> Array:
+        """The prompt's context vectors, [1, tokens, dim] float32."""
+        encoded = self._tokenizer.encode(prompt, self.manifest.model.prompt_tokens)
+        self._text.write("ids", encoded.ids)
+        self._text.write("mask", encoded.mask)
+        self._text.run()
+        self._prompt, self._pending, self.warnings = prompt, None, encoded.warnings
+        return self._text.read("context")
+
+    def _chunks(self, context: Array, seed: int, frames: int | None, sizes: dict[str, int]) -> Iterator[Frames]:
+        model = self.manifest.model
+        denoiser = Denoiser(self._denoiser, model, sizes, seed)
+        denoiser.set_context(context)
+        self._decoder.allocate(sizes)
+        self._decoder.reset()
+        past: list[tuple[int, Array]] = []  # what the ring remembers beside the chunk in the making
+        made, chunk = 0, 0
+        while frames is None or made < frames:
+            if self._pending is not None:
+                self._switch(denoiser, self._pending, past)
+            denoiser.generate(chunk)
+            if len(past) == model.window // model.chunk - 1:
+                del past[model.sink // model.chunk]
+            past.append((chunk, self._denoiser.read("denoised")))
+            picture = self._decode(first=chunk == 0)
+            if frames is not None:
+                picture = picture[: frames - made]
+            made += len(picture)
+            chunk += 1
+            yield picture
+
+    def _switch(self, denoiser: Denoiser, prompt: str, past: list[tuple[int, Array]]) -> None:
+        """Change the prompt: what the window remembers is encoded again as the new prompt sees it (LongLive)."""
+        denoiser.set_context(self._encode(prompt))
+        denoiser.restart()
+        for chunk, latents in past:
+            denoiser.commit(chunk, latents)
+
+    def _decode(self, *, first: bool) -> Frames:
+        """The frames [F, H, W, 3] of the chunk that the denoiser just made."""
+        model = self.manifest.model
+        self._decoder.copy("latents", self._denoiser, "denoised")
+        if model.single_first_frame:
+            self._decoder.write("first", np.array([float(first)], np.float32))
+        self._decoder.run()
+        frames: Frames = self._decoder.read("frames")
+        return frames[model.temporal_stride - 1 :] if first and model.single_first_frame else frames

@@ -1,0 +1,259 @@
+"""Encoders of finished frames: one class for each way to keep a video.
+
+A writer is used by one thread. It raises OSError, av's FFmpegError and RtgenError; ``rtgen.runtime.sink`` turns the
+first two into messages.
+"""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rtgen.errors import MissingDependencyError, OutputError
+
+Frames = NDArray[np.uint8]
+"""RGB, [F, H, W, 3]."""
+
+Encoder = Literal["libx264", "h264_nvenc", "libvpx-vp9", "gif"]
+
+
+class SupportsWrite(Protocol):
+    """A binary stream that only moves forward, such as a pipe."""
+
+    def write(self, data: bytes, /) -> int: ...
+
+
+class Writer(Protocol):
+    """Keeps frames somewhere."""
+
+    def write(self, frames: Frames) -> None: ...
+
+    def finish(self) -> None:
+        """Make what was written playable and give it its final name."""
+
+    def abort(self) -> None:
+        """Leave nothing half-written. Idempotent, also after a failure."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How FFmpeg is asked to encode."""
+
+    container: str
+    encoder: Encoder
+    pixel_format: str
+    options: Mapping[str, str]
+    container_options: Mapping[str, str]
+
+
+_ENCODER_OPTIONS: Final[Mapping[Encoder, Mapping[str, str]]] = {
+    "libx264": {"preset": "veryfast", "crf": "18"},
+    "h264_nvenc": {"preset": "p4", "rc": "vbr", "cq": "19", "b": "0"},
+    "libvpx-vp9": {"deadline": "realtime", "cpu-used": "6", "row-mt": "1", "crf": "24", "b": "0"},
+    "gif": {},
+}
+
+
+def encoding(container: str, encoder: Encoder, *, live: bool = False) -> Encoding:
+    """The settings for a container; ``live`` trades a few per cent of size for frames that leave at once."""
+    options, container_options = dict(_ENCODER_OPTIONS[encoder]), dict[str, str]()
+    if container == "mp4":
+        container_options["movflags"] = "+faststart"
+    if live and encoder == "libx264":
+        options["tune"] = "zerolatency"
+    if live:
+        container_options |= {"flush_packets": "1", "cluster_time_limit": "100"}
+    return Encoding(container, encoder, "rgb24" if encoder == "gif" else "yuv420p", options, container_options)
+
+
+class StreamWriter:
+    """One encoded video stream in a container, written to a path or to an open binary stream."""
+
+    def __init__(
+        self, target: str | SupportsWrite, settings: Encoding, *, frames_per_second: int, size: tuple[int, int]
+    ) -> None:
+        import av
+        from av.error import FFmpegError
+
+        self._settings = settings
+        self._container = av.open(
+            target, "w", format=settings.container, container_options=dict(settings.container_options)
+        )
+        self._graph = _palette_graph(size, frames_per_second) if settings.encoder == "gif" else None
+        stream: Any = self._container.add_stream(
+            settings.encoder, rate=frames_per_second, options=dict(settings.options)
+        )
+        stream.height, stream.width = size
+        stream.pix_fmt = "pal8" if self._graph else settings.pixel_format
+        if self._graph is None:
+            _tag_colours(stream.codec_context)
+        self._stream = stream
+        self._count = 0
+        try:
+            # Now: FFmpeg would open file and encoder with the first frame, after minutes of work.
+            _open_encoder(self._container)
+        except FFmpegError as error:
+            if settings.encoder != "h264_nvenc":
+                raise
+            raise MissingDependencyError(
+                "the GPU's video encoder (h264_nvenc) does not work here", hint="leave it out to encode on the CPU"
+            ) from error
+
+    def write(self, frames: Frames) -> None:
+        from av import VideoFrame
+
+        for pixels in frames:
+            frame = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame.pts, frame.time_base = self._count, 1 / self._stream.codec_context.framerate
+            self._count += 1
+            if self._graph is None:
+                self._mux(_to_video_range(frame, self._settings.pixel_format))
+            else:
+                self._graph.push(frame)
+                self._drain()
+
+    def finish(self) -> None:
+        if self._graph is not None:
+            self._graph.push(None)
+            self._drain()
+        self._mux(None)
+        self._container.close()
+
+    def abort(self) -> None:
+        self._container.close()
+
+    def _mux(self, frame: Any) -> None:
+        self._container.mux(self._stream.encode(frame))
+
+    def _drain(self) -> None:
+        from av.error import BlockingIOError as NothingYet
+        from av.error import EOFError as Finished
+
+        assert self._graph is not None
+        while True:
+            try:
+                frame = self._graph.vpull()
+            except (NothingYet, Finished):
+                return
+            self._mux(frame)
+
+
+class FileWriter:
+    """A stream in a file that appears under its name only when it is whole."""
+
+    def __init__(self, path: Path, settings: Encoding, *, frames_per_second: int, size: tuple[int, int]) -> None:
+        self._path = path.absolute()
+        self._partial = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}.partial")
+        self._finished = False
+        self._partial.touch(exist_ok=False)
+        try:
+            # An absolute path: FFmpeg takes `name:rest` for a protocol.
+            self._stream = StreamWriter(str(self._partial), settings, frames_per_second=frames_per_second, size=size)
+        except BaseException:
+            self._partial.unlink(missing_ok=True)
+            raise
+
+    def write(self, frames: Frames) -> None:
+        self._stream.write(frames)
+
+    def finish(self) -> None:
+        self._stream.finish()
+        self._finished = True
+        try:
+            self._partial.replace(self._path)
+        except OSError as error:  # such as an older video that a player holds open, on Windows
+            aside = self._partial.rename(
+                self._path.with_name(f"{self._path.stem}-{secrets.token_hex(4)}{self._path.suffix}")
+            )
+            raise OutputError(
+                f"{self._path.name} cannot be replaced: {error.strerror}", hint=f"the video is in {aside}"
+            ) from error
+
+    def abort(self) -> None:
+        try:
+            self._stream.abort()
+        finally:
+            if not self._finished:
+                self._partial.unlink(missing_ok=True)
+
+
+class FolderWriter:
+    """Lossless frames ``000000.png`` … in a folder. Each is written whole; frames stay when the run is interrupted."""
+
+    def __init__(self, folder: Path, *, size: tuple[int, int]) -> None:
+        from av import CodecContext
+
+        if next(folder.glob("[0-9][0-9][0-9][0-9][0-9][0-9].png"), None) is not None:
+            raise OutputError(f"{folder} already holds frames", hint="name another folder, or empty this one")
+        folder.mkdir(exist_ok=True)
+        self._folder = folder
+        self._count = 0
+        encoder: Any = CodecContext.create("png", "w")
+        encoder.height, encoder.width = size
+        encoder.pix_fmt, encoder.framerate = "rgb24", 1
+        self._encoder = encoder
+
+    def write(self, frames: Frames) -> None:
+        from av import VideoFrame
+
+        for pixels in frames:
+            frame = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame.pts = self._count
+            data = b"".join(bytes(packet) for packet in self._encoder.encode(frame))
+            partial = self._folder / f".{self._count:06}.partial"
+            try:
+                partial.write_bytes(data)
+                partial.replace(self._folder / f"{self._count:06}.png")
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+            self._count += 1
+
+    def finish(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+def _open_encoder(container: Any) -> None:
+    container.start_encoding()
+
+
+def _tag_colours(context: Any) -> None:
+    """BT.709, limited range: what players assume for anything but old television, said explicitly."""
+    context.color_primaries = context.color_trc = context.colorspace = 1
+    context.color_range = 1
+
+
+def _to_video_range(frame: Any, pixel_format: str) -> Any:
+    converted = frame.reformat(
+        format=pixel_format, src_color_range="JPEG", dst_colorspace="ITU709", dst_color_range="MPEG"
+    )
+    converted.pts, converted.time_base = frame.pts, frame.time_base
+    return converted
+
+
+def _palette_graph(size: tuple[int, int], frames_per_second: int) -> Any:
+    """A palette for each frame, so that memory stays flat and the first frame is written at once."""
+    from fractions import Fraction
+
+    from av.filter import Graph
+
+    graph: Any = Graph()
+    source = graph.add_buffer(width=size[1], height=size[0], format="rgb24", time_base=Fraction(1, frames_per_second))
+    split = graph.add("split")
+    palette = graph.add("palettegen", "stats_mode=single")
+    use = graph.add("paletteuse", "new=1:dither=bayer:bayer_scale=4")
+    sink = graph.add("buffersink")
+    source.link_to(split)
+    split.link_to(palette, 0)
+    split.link_to(use, 1, 0)
+    palette.link_to(use, 0, 1)
+    use.link_to(sink)
+    graph.configure()
+    return graph

@@ -1,0 +1,1 @@
+"""The content-addressed store of stages and engine packages: keys, locks, atomic writes, verification, pruning."""

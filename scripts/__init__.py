@@ -1,0 +1,1 @@
+"""Programs that make and train what the toolchain bundles."""

@@ -1,0 +1,1 @@
+"""Animated postcards: a grammar of scenes and a procedural renderer for them."""

@@ -1,0 +1,212 @@
+"""Train the text encoder and the causal denoiser together on latents of rendered clips.
+
+    python -m scripts.postcard.train_denoiser --autoencoder runs/autoencoder --out runs/denoiser --minutes 25
+
+Rectified flow with teacher forcing: one pass over the clip's clean latents followed by noisy copies, where noisy
+chunk i sees clean chunks i-3 .. i-1 and itself, exactly as it will through the K/V ring. Each chunk has its own noise
+level; the clean copies are slightly noised while the model is told they are clean, so that its own small errors do
+not accumulate in long streams. Cells that the subject covers weigh more. ``--resume`` continues from saved weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rtgen.config.model import ModelConfig
+from rtgen.models.dit import CausalVideoDiT
+from rtgen.models.rope import axis_table, token_rotation
+from rtgen.models.text_encoder import TextEncoder
+from scripts.postcard.data import ClipSource, Item, Pool, latent_items
+from scripts.postcard.tokens import build_tokenizer
+from scripts.postcard.train_autoencoder import load_autoencoder
+from scripts.postcard.training import (
+    AveragedWeights,
+    Clock,
+    Log,
+    learning_rate_factor,
+    load_weights,
+    optimizers,
+    postcard_config,
+    save_weights,
+    set_rate,
+)
+
+FRAMES = 84
+"""Of a training clip: 21 latent frames, 7 chunks."""
+SUBJECT_WEIGHT = 2.0
+CONTEXT_NOISE = 0.15
+"""Most noise on the clean copies, drawn uniformly per chunk."""
+
+
+class TeacherForcing:
+    """Attention over [clean | noisy] copies of ``chunks`` chunks, each chunk reaching ``window`` chunks with its own.
+
+    Keys are gathered per chunk into [past | own], so that plain attention does no work outside the window.
+    """
+
+    def __init__(self, chunks: int, chunk_tokens: int, window: int, device: torch.device) -> None:
+        self.chunks, self.chunk_tokens = chunks, chunk_tokens
+        past = torch.arange(chunks, device=device)[:, None] - torch.arange(window - 1, 0, -1, device=device)
+        self.past = past.clamp(min=0)
+        reachable = torch.cat([past >= 0, torch.ones(chunks, 1, dtype=torch.bool, device=device)], dim=1)
+        self.mask = reachable.repeat_interleave(chunk_tokens, dim=1)[None, :, None, None, :]
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Clean and noisy keys [B, H, 2 * T, D] to windows [B, 2, chunks, H, window tokens, D]."""
+        batch, heads, _, dim = x.shape
+        split = x.view(batch, heads, 2, self.chunks, self.chunk_tokens, dim)
+        past = split[:, :, 0][:, :, self.past].flatten(3, 4)  # [B, H, chunks, past tokens, D]
+        past = past.unsqueeze(2).expand(-1, -1, 2, -1, -1, -1)
+        return torch.cat([past, split], dim=4).permute(0, 2, 3, 1, 4, 5)
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        batch, heads, _, dim = query.shape
+        queries = query.view(batch, heads, 2, self.chunks, self.chunk_tokens, dim).permute(0, 2, 3, 1, 4, 5)
+        keys, values = self.gather(key).flatten(0, 2), self.gather(value).flatten(0, 2)
+        mask = self.mask.expand(2 * batch, -1, -1, -1, -1).flatten(0, 1)
+        y = F.scaled_dot_product_attention(queries.flatten(0, 2), keys, values, attn_mask=mask)
+        y = y.view(batch, 2, self.chunks, heads, self.chunk_tokens, dim)
+        return y.permute(0, 3, 1, 2, 4, 5).reshape(batch, heads, -1, dim)
+
+
+class Generator(nn.Module):
+    """The two trained parts and one training pass through them."""
+
+    def __init__(self, config: ModelConfig, rows: int, columns: int, frames: int, device: torch.device) -> None:
+        super().__init__()
+        self.text_encoder = TextEncoder(config.text_encoder)
+        self.denoiser = CausalVideoDiT(
+            config.denoiser, channels=config.autoencoder.latent_channels, text_dim=config.text_encoder.dim
+        )
+        chunk = config.cache.chunk
+        self.attend = TeacherForcing(frames // chunk, chunk * rows * columns, config.cache.window // chunk, device)
+        time, height, width = config.denoiser.rope_split
+        theta = config.denoiser.rope_theta
+        self.rotation = token_rotation(
+            (
+                axis_table(torch.arange(frames, device=device).repeat(2), time, theta),
+                axis_table(torch.arange(rows, device=device), height, theta),
+                axis_table(torch.arange(columns, device=device), width, theta),
+            )
+        )
+
+    def forward(self, clean: Tensor, noisy: Tensor, sigma: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Velocity [B, C, F, h, w] of ``noisy`` at noise level ``sigma`` [B, F], given slightly noised ``clean``."""
+        context = self.text_encoder(ids, mask)
+        timestep = torch.cat([torch.zeros_like(sigma), 1000 * sigma], dim=1)
+        velocity = self.denoiser(torch.cat([clean, noisy], dim=2), timestep, context, self.rotation, self.attend)
+        return velocity[:, :, clean.shape[2] :]
+
+
+def draw_sigma(batch: int, chunks: int, shift: float, device: torch.device) -> Tensor:
+    """Noise levels [B, chunks]: logit-normal mixed with uniform, then warped as the sampler warps its steps."""
+    normal = torch.sigmoid(torch.randn(batch, chunks, device=device))
+    uniform = torch.rand(batch, chunks, device=device)
+    sigma = torch.where(torch.rand(batch, chunks, device=device) < 0.5, normal, uniform)
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def flow_loss(model: Callable[..., Tensor], item: Item, config: ModelConfig) -> Tensor:
+    """Weighted squared error of the velocity."""
+    clean = item["latents"].float()
+    batch, _, frames = clean.shape[:3]
+    chunk = config.cache.chunk
+    sigma = draw_sigma(batch, frames // chunk, config.schedule.shift, clean.device)
+    sigma = sigma.repeat_interleave(chunk, dim=1)
+    level = CONTEXT_NOISE * torch.rand(batch, frames // chunk, device=clean.device).repeat_interleave(chunk, dim=1)
+    noise = torch.randn_like(clean)
+    wide, wide_level = (x[:, None, :, None, None] for x in (sigma, level))
+    noisy = (1 - wide) * clean + wide * noise
+    context = (1 - wide_level) * clean + wide_level * torch.randn_like(clean)
+    velocity = model(context, noisy, sigma, item["ids"], item["mask"])
+    weight = 1 + SUBJECT_WEIGHT * item["weight"].float().unsqueeze(1)
+    return ((velocity - (noise - clean)).square() * weight).sum() / (weight.sum() * clean.shape[1])
+
+
+def make_pool(config: ModelConfig, autoencoder: Path, capacity: int, seed: int, device: torch.device) -> Pool:
+    """Latents of rendered clips at the model's default size."""
+    model = load_autoencoder(autoencoder, device)
+
+    def encode_pixels(pixels: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return model.encode(pixels)[0].float()
+
+    source = ClipSource(16, FRAMES, config.resolution.default, seed, device)
+    make = latent_items(source, encode_pixels, build_tokenizer(), config.text_encoder.max_tokens)
+    return Pool(capacity, make, source.batch)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    torch.set_float32_matmul_precision("high")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(arguments.seed)
+    config = postcard_config()
+    stride, frames = config.autoencoder.spatial_stride, FRAMES // config.autoencoder.temporal_stride
+    rows, columns = (pixels // stride // 2 for pixels in config.resolution.default)
+    model = Generator(config, rows, columns, frames, device).to(device)
+    parts = {"denoiser": model.denoiser, "text_encoder": model.text_encoder}
+    if arguments.resume:
+        for name, part in parts.items():
+            part.load_state_dict(load_weights(arguments.resume, name))
+    pool = make_pool(config, arguments.autoencoder, arguments.pool, arguments.seed, device)
+    averaged = AveragedWeights(parts, decay=0.9995)
+    found = optimizers(parts.values(), rate=arguments.rate, weight_decay=0.01)
+    compiled = torch.compile(model) if arguments.compile else model
+    clock, log = Clock(arguments.minutes, arguments.resumed), Log(arguments.out / "log.jsonl")
+    step, saved, total = 0, 0.0, torch.zeros((), device=device)
+    while not clock.over:
+        factor = learning_rate_factor(step, clock.fraction, warmup_steps=300)
+        set_rate(found, arguments.rate * factor)
+        if step % arguments.refresh_every == 0:
+            pool.refresh()
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = flow_loss(compiled, pool.draw(arguments.batch), config)
+        for optimizer in found:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in found:
+            optimizer.step()
+        averaged.update(step)
+        total += loss.detach()
+        step += 1
+        if step % 100 == 0:
+            log.write(
+                step=step, seconds=clock.elapsed, loss=float(total) / 100, rate_factor=factor, clips=pool.made * 16
+            )
+            total.zero_()
+        if clock.elapsed - saved > 90:
+            saved = clock.elapsed
+            save_all(arguments.out, averaged)
+    save_all(arguments.out, averaged)
+
+
+def save_all(out: Path, averaged: AveragedWeights) -> None:
+    for name in ("denoiser", "text_encoder"):
+        save_weights(out, name, averaged.part(name))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--autoencoder", type=Path, required=True, help="folder of the trained autoencoder")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--resume", type=Path, help="folder of saved weights to continue from")
+    parser.add_argument("--resumed", type=float, default=0.0, help="fraction of the schedule already done")
+    parser.add_argument("--minutes", type=float, default=25.0)
+    parser.add_argument("--batch", type=int, default=48, help="clips a step")
+    parser.add_argument("--pool", type=int, default=4096, help="clips kept on the device")
+    parser.add_argument("--refresh-every", type=int, default=2, help="steps between new batches of 16 clips")
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

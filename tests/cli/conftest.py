@@ -1,0 +1,185 @@
+"""Runs command lines in this process, on a store with one small package; slow parts are replaced."""
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rtgen.cli.main import run as run_command_line
+from rtgen.engine.manifest import Manifest
+from rtgen.store.store import Store
+
+KEY = "ab12" * 16
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A finished command line."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        assert self.out.count("\n") == 1, self.out
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def rtgen(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    def call(*arguments: object) -> Ran:
+        capsys.readouterr()
+        code = run_command_line([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return Ran(code, out, err)
+
+    return call
+
+
+def manifest(model: str = "postcard", gpu: str = "cpu", key: str = KEY) -> Manifest:
+    """A manifest whose files are still to be filled in."""
+    sizes = {"min": (64, 64), "opt": (128, 128), "max": (192, 192)}
+    component = {"inputs": [], "outputs": []}
+    return Manifest.model_validate(
+        {
+            "key": key,
+            "rtgen": "0.1.0",
+            "model": {
+                "name": model, "digest": "0" * 64, "frames_per_second": 16, "example_prompts": ["a boat"],
+                "default_size": (128, 128), "size_step": (16, 16), "latent_channels": 16, "spatial_stride": 8,
+                "temporal_stride": 4,
+                "single_first_frame": False, "single_first_frame": False, "chunk": 3, "window": 21, "sink": 0,
+                "sigmas": [1.0, 0.5], "sampler": "euler",
+                "rope_split": (22, 21, 21), "rope_theta": 10000.0, "prompt_tokens": 32, "tokenizer": "tokenizer.json",
+            },
+            "target": {"gpu": gpu, "compute_capability": None, "vram_bytes": 16 << 30},
+            "recipe": "fp32",
+            "compiler": {"name": "onnxruntime", "version": "1.31.1"},
+            "profiles": [sizes],
+            "components": {"denoiser": {"file": "denoiser.onnx", "weights": ["denoiser.data"], **component}},
+            "memory_plan": {
+                "weights": 100 << 20, "activations": 50 << 20, "kv_ring": 20 << 20, "decoder_state": 1 << 20,
+                "io": 1 << 20, "context": 0, "vram": 16 << 30,
+            },
+            "files": {},
+        }
+    )  # fmt: skip
+
+
+def add_package(root: Path, **names: str) -> Path:
+    """Put a sound package into the store at ``root``."""
+    made = manifest(**names)
+
+    def make(folder: Path) -> Manifest:
+        for name in ("denoiser.onnx", "denoiser.data", "tokenizer.json"):
+            (folder / name).write_bytes(name.encode())
+        return made
+
+    return Store(root).package(made.model.name, made.target.gpu, made.key, make)[0]
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store with one package of postcard for the processor, and the default store of the test."""
+    root = tmp_path / "store"
+    monkeypatch.setenv("RTGEN_STORE", str(root))
+    add_package(root)
+    return root
+
+
+@pytest.fixture
+def provide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
+    """Replace attributes of a module for one test."""
+
+    def replace(name: str, **attributes: object) -> ModuleType:
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError:
+            module = ModuleType(name)
+            monkeypatch.setitem(sys.modules, name, module)
+        for attribute, value in attributes.items():
+            monkeypatch.setattr(module, attribute, value, raising=False)
+        return module
+
+    return replace
+
+
+@pytest.fixture
+def toolchain(store: Path, provide: Callable[..., ModuleType]) -> SimpleNamespace:
+    """A walk that finds or adds packages at once, a player that writes a text, and the requests they were asked."""
+    seen = SimpleNamespace(requests=[], played=[], keys={})
+
+    def key_of(request: Any) -> str:
+        return KEY if (request.model, request.gpu) == ("postcard", "cpu") else f"{abs(hash(request.gpu)):064x}"[:64]
+
+    def build(request: Any, progress: Any) -> Any:
+        seen.requests.append(request)
+        progress.update("engine: denoiser", 0.5)
+        root, key = request.store or store, key_of(request)
+        cached = Store(root).find_package(request.model, request.gpu, key) is not None and not request.force
+        path = add_package(root, model=request.model, gpu=request.gpu, key=key)
+        progress.update("engine: denoiser", 1.0)
+        stages = (SimpleNamespace(name="export", seconds=0.5, cached=cached),)
+        from rtgen.engine.package import read_manifest
+
+        return SimpleNamespace(
+            package=path, key=key, cached=cached, seconds=1.0, manifest=read_manifest(path), stages=stages
+        )
+
+    def export(request: Any, progress: Any) -> Path:
+        return store / "postcard" / "cpu" / KEY
+
+    def compare(path: Path, progress: Any) -> Any:
+        row = SimpleNamespace(component="denoiser", tensor="velocity", max_abs=1e-4, max_rel=1e-3, passed=True)
+        return SimpleNamespace(rows=[row])
+
+    provide("rtgen.build.walk", build=build, export=export, package_key=key_of)
+    provide("rtgen.engine.verify", compare_with_onnxruntime=compare)
+    provide("rtgen.cli.doctor_checks", probe=probe_answer)
+    provide("rtgen.runtime.pipeline", Pipeline=SimpleNamespace(open=lambda package: StillPipeline(seen)))
+    provide("rtgen.runtime.player", play=player(seen))
+    return seen
+
+
+class StillPipeline:
+    """Stands for a pipeline; only its end is watched."""
+
+    def __init__(self, seen: SimpleNamespace) -> None:
+        self.seen = seen
+
+    def close(self) -> None:
+        self.seen.closed = True
+
+
+def player(seen: SimpleNamespace) -> Callable[..., Any]:
+    def play(
+        pipeline: Any, output: str, prompt: str, seed: int, frames: int, size: Any, on_progress: Callable[..., None]
+    ) -> Any:
+        from rtgen.runtime.player import RunSummary
+
+        seen.played.append(SimpleNamespace(prompt=prompt, frames=frames, size=size))
+        on_progress(12, 24.0, 0.2)
+        on_progress(frames, 24.0, 0.2)
+        warnings = ("the prompt was cut",)
+        return RunSummary(output, frames, 2.0, 24.0, 0.2, "onnxruntime", "CPU, 2 threads", (128, 128), warnings)
+
+    return play
+
+
+def probe_answer(name: str) -> dict[str, Any]:
+    device = {"name": "NVIDIA GeForce RTX 4080 Laptop GPU", "compute_capability": "8.9", "vram_bytes": 12 << 30}
+    return {
+        "nvml": {"driver": "580.10", "devices": [device]},
+        "tensorrt_rtx": {"version": "1.7"},
+        "tensorrt": {"version": "10.13"},
+        "nvrtc": {"version": "13.5", "architecture": "sm_89"},
+        "onnxruntime": {"version": "1.31", "providers": ["CPUExecutionProvider"]},
+        "codecs": {"usable": {"libx264": True, "h264_nvenc": False}},
+    }[name]

@@ -1,0 +1,105 @@
+"""``rtgen run``: what is refused before anything slow, and where videos go."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rtgen.cli.destination import SLUG_LENGTH, SUFFIXES, default_destination, slug
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "hint"),
+    [
+        ([], "prompt_invalid", "rtgen run --prompt"),
+        (["--prompt", " \t"], "prompt_invalid", "rtgen run --prompt"),
+        (["--prompt", "x", "--seconds", "1", "--frames", "3"], "usage", "give the one"),
+        (["--prompt", "x", "--seconds", "0"], "usage", "--seconds 5"),
+        (["--prompt", "x", "--seconds", "nan"], "usage", "--seconds 5"),
+        (["--prompt", "x", "--seconds", "inf"], "usage", "--seconds 5"),
+        (["--prompt", "x", "--frames", "-1"], "usage", "--frames 48"),
+        (["--prompt", "x", "-o", "x.avi"], "usage", ".mp4"),
+        (["--prompt", "x", "-o", "video"], "usage", ".mp4"),
+        (["--prompt", "x", "-o", "nowhere/x.mp4"], "output", "--output"),
+        (["--prompt", "x", "--seed", "-1"], "usage", "--help"),
+        (["--prompt", "x", "--size", "129x128"], "size_unsupported", "--size 128x128"),
+    ],
+)
+def test_wrong_requests_are_refused_before_anything_is_built(
+    line: list[str], code: str, hint: str, toolchain: SimpleNamespace, rtgen: Any
+) -> None:
+    ran = rtgen("run", "--gpu", "cpu", *line, "--json")
+    assert ran.json["error"]["code"] == code and hint in ran.json["error"]["hint"]
+    assert ran.code == (1 if code == "output" else 2)
+    assert not toolchain.requests and not toolchain.played
+
+
+def test_a_missing_package_is_built_and_says_why(toolchain: SimpleNamespace, rtgen: Any) -> None:
+    ran = rtgen("run", "--gpu", "t4", "--prompt", "a boat")
+    assert ran.code == 0 and "no package of postcard for t4" in ran.err
+    assert "no package" not in rtgen("run", "--gpu", "t4", "--prompt", "a boat").err
+
+
+def test_no_build_fails_with_the_command_that_builds(toolchain: SimpleNamespace, rtgen: Any) -> None:
+    ran = rtgen("run", "--gpu", "t4", "--prompt", "a boat", "--no-build")
+    assert ran.code == 3 and "rtgen build --gpu t4" in ran.err and not toolchain.requests
+
+
+def test_defaults_are_five_seconds_and_a_name_from_the_prompt(toolchain: SimpleNamespace, rtgen: Any) -> None:
+    ran = rtgen("run", "--gpu", "cpu", "--prompt", "  A red\nboat ", "-q")
+    played = toolchain.played[0]
+    assert ran.out == "a-red-boat-0.mp4\n" and played.prompt == "A red boat"
+    from rtgen.config.load import load_model
+
+    assert played.frames == 5 * load_model("postcard").frames_per_second
+
+
+def test_people_see_the_speed_and_what_to_know(toolchain: SimpleNamespace, rtgen: Any) -> None:
+    ran = rtgen("run", "--gpu", "cpu", "--prompt", "a boat", "--frames", "48")
+    assert "warning: the prompt was cut" in ran.err and "video: done" in ran.err
+    assert "48 frames in 2.0 s: 24.0 FPS, first frame after 0.20 s (onnxruntime, CPU, 2 threads)" in ran.err
+    assert toolchain.closed
+
+
+def test_a_size_outside_the_models_profiles_gets_a_package_of_its_own(toolchain: SimpleNamespace, rtgen: Any) -> None:
+    rtgen("run", "--gpu", "cpu", "--prompt", "x", "--size", "2048x2048")
+    from rtgen.config.load import load_model
+
+    height, width = load_model("postcard").resolution.default
+    rtgen("run", "--gpu", "cpu", "--prompt", "x", "--size", f"{height}x{width}")
+    assert [request.sizes for request in toolchain.requests] == [((2048, 2048),), ()]
+
+
+def test_a_video_on_stdout_sends_data_to_stderr(toolchain: SimpleNamespace, rtgen: Any) -> None:
+    ran = rtgen("run", "--gpu", "cpu", "--prompt", "x", "-o", "-", "--json")
+    assert ran.out == "" and '"ok": true' in ran.err
+    failed = rtgen("run", "--gpu", "cpu", "-o", "-", "--json")
+    assert failed.out == "" and '"prompt_invalid"' in failed.err
+
+
+def test_names_never_collide(folder: Path) -> None:
+    for _ in range(3):
+        (folder / default_destination("a boat", 7, folder)).touch()
+    assert sorted(path.name for path in folder.glob("*.mp4")) == ["a-boat-7-2.mp4", "a-boat-7-3.mp4", "a-boat-7.mp4"]
+
+
+@given(st.text(max_size=200))
+def test_names_are_plain(prompt: str) -> None:
+    name = slug(prompt)
+    assert len(name) <= SLUG_LENGTH and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    assert not name.startswith("-") and not name.endswith("-")
+
+
+def test_the_accepted_suffixes_are_those_of_the_sink() -> None:
+    from rtgen.runtime import sink
+
+    assert set(SUFFIXES) == set(sink._CONTAINERS)
