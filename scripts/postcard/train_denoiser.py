@@ -39,7 +39,7 @@ from scripts.postcard.training import (
 
 FRAMES = 84
 """Of a training clip: 21 latent frames, 7 chunks."""
-SUBJECT_WEIGHT = 2.0
+SUBJECT_WEIGHT = 4.0
 CONTEXT_NOISE = 0.15
 """Most noise on the clean copies, drawn uniformly per chunk."""
 

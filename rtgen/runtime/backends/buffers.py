@@ -26,13 +26,8 @@ class BufferTable(Generic[Buffer]):
         component: ComponentEntry,
         sizes: Mapping[str, int],
         allocate: Callable[[Shape, "np.dtype[np.generic]"], Buffer],
-        *,
-        swap_all: bool,
     ) -> None:
-        """``swap_all`` gives in-place states two buffers too, for backends that must not alias input and output.
-
-        Raises PackageInvalidError for a state whose input and output differ.
-        """
+        """Raises PackageInvalidError for a state whose input and output differ."""
         self.turn = 0
         self.specs = {tensor.name: _spec(tensor, sizes) for tensor in (*component.inputs, *component.outputs)}
         self.state_outputs: dict[str, str] = {}
@@ -41,7 +36,7 @@ class BufferTable(Generic[Buffer]):
             if self.specs[state.input] != self.specs[state.output]:
                 raise PackageInvalidError(f"{component.file}: state '{state.input}' and '{state.output}' differ")
             first = allocate(*self.specs[state.input])
-            second = allocate(*self.specs[state.input]) if swap_all or state.update == "swap" else first
+            second = allocate(*self.specs[state.input]) if state.update == "swap" else first
             self._pairs[state.input], self._pairs[state.output] = (first, second), (second, first)
             self.state_outputs[state.output] = state.input
         for name, spec in self.specs.items():

@@ -63,7 +63,8 @@ class OnnxRuntimeBackend:
 class OnnxRuntimeSession:
     """One ONNX graph and its buffers, which are numpy arrays that ONNX Runtime works on directly.
 
-    ONNX Runtime does not promise that an output may share memory with an input, so in-place states are swapped too.
+    The output of an in-place state is bound to its input's memory: ONNX Runtime's TensorScatter then writes the new
+    rows only, and copies the whole tensor where the two differ.
     """
 
     def __init__(self, runtime: Any, native: Any, component: ComponentEntry, manifest: Manifest) -> None:
@@ -78,7 +79,7 @@ class OnnxRuntimeSession:
         choose_profile(self._manifest.profiles, sizes, self._manifest.model.size_step)
         self._table, self._bindings = None, []  # the old buffers make room for the new ones
         try:
-            self._table = BufferTable(self.component, sizes, zeros, swap_all=True)
+            self._table = BufferTable(self.component, sizes, zeros)
         except MemoryError as error:
             raise MemoryPlanError(f"too little memory for {self.component.file} at {dict(sizes)}") from error
         self._bindings = [self._bind(self._table.bound(turn)) for turn in range(self._table.turns)]

@@ -97,7 +97,7 @@ class TensorRTSession:
         index = choose_profile(self._manifest.profiles, sizes, self._manifest.model.size_step)
         self._release()
         self._set_profile(min(index, self._engine.num_optimization_profiles - 1))
-        self._table = BufferTable(self.component, sizes, self._allocate_tensor, swap_all=False)
+        self._table = BufferTable(self.component, sizes, self._allocate_tensor)
         self._set_shapes(self._table)
         self._capturable = True
 

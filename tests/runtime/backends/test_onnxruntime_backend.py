@@ -9,7 +9,7 @@ onnx = pytest.importorskip("onnx")
 
 
 def save_counter(folder, weight=3.0):
-    """y = weight * x + ring; ring' = ring + 1; cache' = cache + 1 / 2."""
+    """ring' = ring + 1, in place; cache' = cache + 1 / 2; y = weight * x + ring'."""
     from onnx import TensorProto, helper, numpy_helper
 
     def value(name, shape):
@@ -19,8 +19,8 @@ def save_counter(folder, weight=3.0):
     graph = helper.make_graph(
         [
             helper.make_node("Mul", ["x", "weight"], ["scaled"]),
-            helper.make_node("Add", ["scaled", "ring"], ["y"]),
             helper.make_node("Add", ["ring", "one"], ["ring_next"]),
+            helper.make_node("Add", ["scaled", "ring_next"], ["y"]),
             helper.make_node("Add", ["cache", "half"], ["cache_next"]),
         ],
         "counter",
@@ -53,10 +53,10 @@ def test_states_advance_with_every_run_whatever_their_update(session):
     for _ in range(3):
         session.run()
         seen.append((session.read("y")[0, 0], session.read("ring_next")[0, 0], session.read("cache")[0]))
-    assert seen == [(3.0, 1.0, 0.5), (4.0, 2.0, 1.0), (5.0, 3.0, 1.5)]
+    assert seen == [(4.0, 1.0, 0.5), (5.0, 2.0, 1.0), (6.0, 3.0, 1.5)]
     session.reset()
     session.run()
-    assert session.read("y")[0, 0] == 3.0
+    assert session.read("y")[0, 0] == 4.0
 
 
 def test_what_was_read_does_not_change_later(session):
@@ -73,7 +73,7 @@ def test_other_sizes_replace_the_buffers_and_clear_the_states(session):
     session.allocate(sizes(4, 4))
     session.write("x", np.ones((1, 16), np.float32))
     session.run()
-    assert session.read("y").tolist() == [[3.0] * 16]
+    assert session.read("y").tolist() == [[4.0] * 16]
 
 
 def test_copies_stay_on_the_device_and_check_shapes(session, tmp_path, make_manifest):
@@ -83,9 +83,9 @@ def test_copies_stay_on_the_device_and_check_shapes(session, tmp_path, make_mani
     session.run()
     other.copy("x", session, "ring_next")
     other.run()
-    assert other.read("y")[0, 0] == 3.0
+    assert other.read("y")[0, 0] == 4.0
     session.copy("ring", session, "y")
-    assert session.read("ring")[0, 0] == 0.0
+    assert session.read("ring")[0, 0] == 1.0
     with pytest.raises(ValueError, match="cache"):
         other.copy("cache", session, "y")
 

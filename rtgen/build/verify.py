@@ -1,0 +1,134 @@
+"""Does a package compute what the graphs it was built from say? Its backend against ONNX Runtime on the processor."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rtgen.build.agreement import Agreement, compare, precision_of, require_polygraphy
+from rtgen.build.lockstep import LockstepBackend
+from rtgen.build.plan import BuildPlan, plan_build
+from rtgen.build.reference import ReferenceBackend
+from rtgen.build.request import BuildRequest
+from rtgen.build.walk import export
+from rtgen.config.load import load_model
+from rtgen.engine.package import Package, open_package
+from rtgen.errors import PackageMismatchError
+from rtgen.models.registry import COMPONENTS
+from rtgen.runtime.backends import check_gpu, open_backend
+from rtgen.runtime.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from rtgen.engine.manifest import Manifest
+    from rtgen.progress import Progress
+    from rtgen.runtime.session import Array
+
+CHUNKS = 2
+"""The second chunk reads what the first left in the K/V ring and in the decoder."""
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """The worst case of one tensor over all runs, as :class:`rtgen.build.agreement.Agreement` measures it."""
+
+    component: str
+    tensor: str
+    max_abs: float
+    max_rel: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """Every output and state of every component."""
+
+    rows: tuple[TensorRow, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(row.passed for row in self.rows)
+
+
+def compare_with_onnxruntime(
+    package: Path, progress: Progress, *, weights: Path | None = None, store: Path | None = None
+) -> VerifyReport:
+    """Run a package on this machine beside the graphs it was built from, on equal inputs, and compare.
+
+    The graphs are those of the build that the manifest describes: found in ``store`` (or in the installation), or
+    exported again from ``weights`` (default: the model's own). Both sides are driven by the pipeline: the example
+    prompt through the text encoder, two chunks of seeded noise through every denoise pass and the clean pass, and the
+    latents through the decoder, at the package's default size. Inputs are the same on both sides; the K/V ring and the
+    decoder's past frames are each side's own, and are compared at the end.
+
+    Tolerances (see ``rtgen.build.agreement``): the greatest difference, against the tensor's greatest magnitude, is at
+    most 1e-3 for packages in float32 and 2e-2 for float16; 8-bit frames differ by at most 2 levels in the mean and, in
+    99.9 % of the values, by at most 16.
+
+    Raises PackageInvalidError for a broken package, NoGpuError, PackageMismatchError or MemoryPlanError when it cannot
+    run here, PackageMismatchError when its graphs cannot be made again, MissingDependencyError without Polygraphy.
+    """
+    require_polygraphy()
+    opened = open_package(package, progress)
+    if opened.manifest.target.compute_capability is not None:
+        check_gpu(opened.manifest)  # before graphs are made in vain
+    plan, request = plan_of(opened.manifest, weights, store)
+    graphs = export(request, progress)
+    return _compare(opened, graphs, plan.weights, progress)
+
+
+def plan_of(manifest: Manifest, weights: Path | None, store: Path | None) -> tuple[BuildPlan, BuildRequest]:
+    """The build that led to a package. Raises PackageMismatchError unless it would lead to it again."""
+    own = load_model(manifest.model.name).resolution.profiles
+    profiles = [(profile.min, profile.opt, profile.max) for profile in manifest.profiles]
+    is_own = profiles == [(profile.min, profile.opt, profile.max) for profile in own]
+    sizes = () if is_own else tuple(best for _, best, _ in profiles)
+    request = BuildRequest(manifest.target.gpu, manifest.model.name, manifest.recipe, sizes, weights, store)
+    plan = plan_build(request)
+    again = f"rtgen build --gpu {manifest.target.gpu} --model {manifest.model.name}"
+    if plan.model_digest != manifest.model.digest:
+        raise PackageMismatchError(
+            f"the package was built from other weights than those in {plan.weights}",
+            hint=f"--weights names the folder it was built from; {again} makes one from these",
+        )
+    if plan.package_key != manifest.key:
+        raise PackageMismatchError(
+            "the package was built with other settings, or by another version of rtgen, its exporter or its compiler",
+            hint=f"{again} makes it again",
+        )
+    return plan, request
+
+
+def _compare(package: Package, graphs: Path, weights: Path, progress: Progress) -> VerifyReport:
+    manifest = package.manifest
+    model, precision = manifest.model, precision_of(manifest)
+    found: dict[tuple[str, str], Agreement] = {}
+
+    def observe(component: str, tensor: str, candidate: Array, reference: Array) -> None:
+        agreement = compare(tensor, candidate, reference, precision)
+        before = found.get((component, tensor), agreement)
+        found[component, tensor] = agreement.worst(before)
+
+    with ExitStack() as stack:
+        progress.update("compare", 0.0, "loading")
+        backend = LockstepBackend(open_backend(package), ReferenceBackend(graphs, weights), observe)
+        pipeline = stack.enter_context(closing(Pipeline(package, backend)))
+        frames = CHUNKS * model.chunk * model.temporal_stride
+        if model.single_first_frame:
+            frames -= model.temporal_stride - 1
+        made = 0
+        for chunk in pipeline.stream(model.example_prompts[0], frames=frames):
+            made += len(chunk)
+            progress.update("compare", made / frames, f"{made}/{frames} frames")
+        backend.observe_states()
+    return VerifyReport(_rows(found))
+
+
+def _rows(found: dict[tuple[str, str], Agreement]) -> tuple[TensorRow, ...]:
+    """In the order of the pipeline; each component's results before its states."""
+    ordered = sorted(found.items(), key=lambda item: [*COMPONENTS].index(item[0][0]))  # type: ignore[arg-type]
+    return tuple(
+        TensorRow(component, tensor, agreement.max_abs, agreement.max_rel, agreement.passed)
+        for (component, tensor), agreement in ordered
+    )
