@@ -89,29 +89,12 @@ class Tiny:
         return BuildRequest(gpu, **({"model": "tiny", "weights": self.weights, "store": self.store} | fields))
 
 
-def random_weights(module: Any, seed: int) -> None:
-    """Weights that keep activations at about the size of one, so that every input shows in the output."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in module.named_parameters():
-            noise = torch.randn(value.shape, generator=generator)
-            if "norm" in name and name.endswith("weight") or name.endswith("gamma"):
-                value.copy_(1 + 0.2 * noise)
-            elif value.ndim == 1:
-                value.copy_(0.2 * noise)
-            elif "modulation" in name or "embedding" in name and value.ndim == 2:
-                value.copy_(0.5 * noise)
-            else:
-                value.copy_(noise / value[0].numel() ** 0.5)
-
-
 def write_weights(folder: Path, config: Any) -> None:
     """Random weights and the tokenizer in the layout of a shipped model: float16, the denoiser in two files."""
     from rtgen.models.registry import COMPONENTS, create
     from scripts.postcard.tokens import save_tokenizer
     from scripts.postcard.training import save_weights
+    from tests.models.random_weights import random_weights
 
     for seed, component in enumerate(COMPONENTS):
         module = create(component, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -66,7 +67,7 @@ def require_polygraphy() -> None:
 def compare(name: str, candidate: Array, reference: Array, precision: Precision) -> Agreement:
     """Judge ``candidate`` against ``reference``, two arrays of one shape and dtype.
 
-    uint8 arrays are frames; all others are held to :data:`RELATIVE`. A NaN in either fails.
+    uint8 arrays are frames; all others are held to :data:`RELATIVE`. A NaN or an infinity in either fails.
     """
     from polygraphy.comparator import IterationResult
     from polygraphy.logger import G_LOGGER
@@ -81,19 +82,21 @@ def compare(name: str, candidate: Array, reference: Array, precision: Precision)
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL), np.errstate(all="ignore"):
         results = [check(ours, theirs)[name] for check in checks]
     max_abs = float(results[0].max_absdiff)
-    return Agreement(max_abs, max_abs / magnitude if magnitude else max_abs, all(map(bool, results)))
+    # An infinite reference would allow any difference.
+    passed = math.isfinite(magnitude) and all(map(bool, results))
+    return Agreement(max_abs, max_abs / magnitude if magnitude else max_abs, passed)
 
 
 def _relative_check(limit: float) -> list[Any]:
-    from polygraphy.comparator import CompareFunc
+    from polygraphy.comparator import SimpleCompareFunc
 
-    return [CompareFunc.simple(check_error_stat="max", atol=limit, rtol=0.0)]
+    return [SimpleCompareFunc(check_error_stat="max", atol=limit, rtol=0.0)]
 
 
 def _frame_checks() -> list[Any]:
-    from polygraphy.comparator import CompareFunc
+    from polygraphy.comparator import SimpleCompareFunc
 
     return [
-        CompareFunc.simple(check_error_stat="mean", atol=FRAME_MEAN, rtol=0.0),
-        CompareFunc.simple(check_error_stat="quantile", error_quantile=FRAME_SHARE, atol=FRAME_LEVELS, rtol=0.0),
+        SimpleCompareFunc(check_error_stat="mean", atol=FRAME_MEAN, rtol=0.0),
+        SimpleCompareFunc(check_error_stat="quantile", error_quantile=FRAME_SHARE, atol=FRAME_LEVELS, rtol=0.0),
     ]

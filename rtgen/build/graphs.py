@@ -48,6 +48,7 @@ def make_export(plan: BuildPlan, folder: Path, progress: Progress) -> None:
 
 def _export(plan: BuildPlan, component: Component, folder: Path) -> ComponentEntry:
     import onnx_ir as ir
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     from rtgen.export.components import export_component, weight_names
     from rtgen.models.registry import load
@@ -59,7 +60,9 @@ def _export(plan: BuildPlan, component: Component, folder: Path) -> ComponentEnt
     graph = export_component(component, plan.model, module, plan.recipe.precision)
     names = weight_names(module, graph)
     stored = {initializer: index[name] for initializer, name in names.items()}
-    run_passes(graph.model, [Simplify(frozenset(names)), BindWeights(stored)])
+    # The exporter's stack traces hold this machine's paths.
+    forget_origin = ClearMetadataAndDocStringPass()
+    run_passes(graph.model, [Simplify(frozenset(names)), BindWeights(stored), forget_origin])
     file = f"{component}.onnx"
     ir.save(graph.model, folder / file)
     weights = tuple(sorted({place.file.name for place in stored.values()}))

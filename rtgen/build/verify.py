@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,7 +75,7 @@ def compare_with_onnxruntime(
         check_gpu(opened.manifest)  # before graphs are made in vain
     plan, request = plan_of(opened.manifest, weights, store)
     graphs = export(request, progress)
-    return _compare(opened, graphs, plan.weights, progress)
+    return compare_package(opened, graphs, plan.weights, progress)
 
 
 def plan_of(manifest: Manifest, weights: Path | None, store: Path | None) -> tuple[BuildPlan, BuildRequest]:
@@ -100,7 +100,8 @@ def plan_of(manifest: Manifest, weights: Path | None, store: Path | None) -> tup
     return plan, request
 
 
-def _compare(package: Package, graphs: Path, weights: Path, progress: Progress) -> VerifyReport:
+def compare_package(package: Package, graphs: Path, weights: Path, progress: Progress) -> VerifyReport:
+    """Run an open package beside ``graphs``, whose files refer to those in ``weights``. Raises as above."""
     manifest = package.manifest
     model, precision = manifest.model, precision_of(manifest)
     found: dict[tuple[str, str], Agreement] = {}
@@ -110,10 +111,10 @@ def _compare(package: Package, graphs: Path, weights: Path, progress: Progress) 
         before = found.get((component, tensor), agreement)
         found[component, tensor] = agreement.worst(before)
 
-    with ExitStack() as stack:
-        progress.update("compare", 0.0, "loading")
-        backend = LockstepBackend(open_backend(package), ReferenceBackend(graphs, weights), observe)
-        pipeline = stack.enter_context(closing(Pipeline(package, backend)))
+    progress.update("compare", 0.0, "loading")
+    reference = ReferenceBackend(graphs, weights)
+    with closing(LockstepBackend(open_backend(package), reference, observe)) as backend:
+        pipeline = Pipeline(package, backend)
         frames = CHUNKS * model.chunk * model.temporal_stride
         if model.single_first_frame:
             frames -= model.temporal_stride - 1

@@ -12,14 +12,15 @@ from rtgen.cli.destination import STANDARD_OUTPUT, check_destination, default_de
 from rtgen.cli.group import command
 from rtgen.cli.options import build_options, resolve_gpu
 from rtgen.cli.output import Output, Result
-from rtgen.errors import PackageMissingError, PromptError, UsageError
+from rtgen.errors import NoGpuError, PackageInvalidError, PackageMissingError, PromptError, SizeError, UsageError
 
 if TYPE_CHECKING:
     from rtgen.build.request import BuildRequest
     from rtgen.progress import Progress
+    from rtgen.runtime.pipeline import Pipeline
 
 DEFAULT_SECONDS = 5.0
-EXAMPLE = 'rtgen run --prompt "a red sailing boat on a calm sea at dusk"'
+EXAMPLE = 'rtgen run --prompt "a red hot air balloon over the mountains at sunset"'
 
 
 def _video_on_stdout(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -63,20 +64,22 @@ def run(
     A package that is missing is built first.
 
     \b
-    rtgen run --prompt "a red sailing boat on a calm sea at dusk"
-    rtgen run --prompt "a lighthouse in a storm" --seconds 3 -o lighthouse.gif
+    rtgen run --prompt "a red hot air balloon over the mountains at sunset"
+    rtgen run --prompt "a blue bird over the sea" --seconds 3 -o bird.gif
     """
     text = _checked_prompt(prompt)
     count = _frame_count(seconds, frames, model)
     target = destination or default_destination(text, seed, Path())
     check_destination(target)
     from rtgen.build.request import BuildRequest
+    from rtgen.runtime.player import play
 
     with output.progress() as progress:
         request = BuildRequest(resolve_gpu(gpu, progress), model, recipe, _own_sizes(size, model), weights, store)
-        package = _package(request, progress, may_build=not no_build)
-        summary = _play(package, target, text, seed, count, size, progress)
-    data = {**summary, "package": str(package), "prompt": text, "seed": seed}
+        with _open(request, progress, may_build=not no_build) as pipeline:
+            summary = dataclasses.asdict(play(pipeline, target, text, seed, count, size, _live_line(progress, count)))
+            package = str(pipeline.package.path)
+    data = {**summary, "package": package, "prompt": text, "seed": seed}
     warnings = [f"warning: {warning}" for warning in summary["warnings"]]
     names = [] if target == STANDARD_OUTPUT else [target]
     return Result(data, lines=names, quiet=names, summary=[*warnings, _sentence(summary)])
@@ -121,37 +124,55 @@ def _own_sizes(size: tuple[int, int] | None, model: str) -> tuple[tuple[int, int
     return () if in_ordinary_package else (size,)
 
 
-def _package(request: "BuildRequest", progress: "Progress", *, may_build: bool) -> Path:
-    """The package's folder, from the store or freshly built."""
+def _open(request: "BuildRequest", progress: "Progress", *, may_build: bool) -> "Pipeline":
+    """The package's pipeline; the package comes from the store, or is built."""
     from rtgen.build.walk import build, package_key
+    from rtgen.runtime.pipeline import Pipeline
     from rtgen.store.store import Store
 
+    _require_device(request.gpu)
     found = Store(request.store).find_package(request.model, request.gpu, package_key(request))
-    if found is None:
+    if found is not None:
+        try:
+            return Pipeline.open(found)
+        except PackageInvalidError:
+            if not may_build:
+                raise
+            progress.note("the package in the store is damaged: building it again")
+    elif request.sizes:
+        raise _unserved(request)
+    else:
         reason = f"there is no package of {request.model} for {request.gpu} with these settings"
         if not may_build:
             hint = f"rtgen build --gpu {request.gpu} --model {request.model}, or leave out --no-build"
             raise PackageMissingError(reason, hint=hint)
         progress.note(f"{reason}: building it (rtgen build does that ahead of time)")
-    elif not may_build:
-        return found
-    outcome = build(request, progress)
-    if found is not None and not outcome.cached:
-        progress.note("the package in the store was damaged, and was built again")
-    return outcome.package
+    return Pipeline.open(build(request, progress).package)
 
 
-def _play(
-    package: Path, target: str, prompt: str, seed: int, frames: int, size: tuple[int, int] | None, progress: "Progress"
-) -> dict[str, Any]:
-    from rtgen.runtime.pipeline import Pipeline
-    from rtgen.runtime.player import play
+def _require_device(gpu: str) -> None:
+    """Refuse a GPU's package on a machine without one before minutes go into building it. Raises NoGpuError."""
+    from rtgen.config.load import load_gpu
+    from rtgen.runtime.select import detect_gpus
 
-    pipeline = Pipeline.open(package)
-    try:
-        return dataclasses.asdict(play(pipeline, target, prompt, seed, frames, size, _live_line(progress, frames)))
-    finally:
-        pipeline.close()
+    if load_gpu(gpu).compute_capability is not None and not detect_gpus():
+        raise NoGpuError(
+            f"{gpu} packages run on an NVIDIA GPU, and this machine has none with a working driver",
+            hint="rtgen run --gpu cpu runs on the processor; rtgen build works without a GPU",
+        )
+
+
+def _unserved(request: "BuildRequest") -> SizeError:
+    """Neither the model's ordinary package nor one of its own serves the one size of the request."""
+    from rtgen.config.load import load_model
+
+    profiles = load_model(request.model).resolution.profiles
+    ranges = " or ".join(f"{p.min[0]}x{p.min[1]} to {p.max[0]}x{p.max[1]}" for p in profiles)
+    size = "x".join(map(str, request.sizes[0]))
+    return SizeError(
+        f"{request.model} for {request.gpu} serves frames of {ranges}, not {size}",
+        hint=f"rtgen build --gpu {request.gpu} --model {request.model} --size {size} makes a package that does",
+    )
 
 
 def _live_line(progress: "Progress", frames: int) -> Callable[[int, float, float | None], None]:

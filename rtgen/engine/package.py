@@ -87,7 +87,7 @@ def verify(path: Path, manifest: Manifest | None = None, progress: Progress | No
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
                 done += len(chunk)
-                progress.update("verify", min(done / total, 1.0), name)
+                progress.update("verify", min(done / total, 1.0), name if done < total else "")
         if digest.hexdigest() != entry.sha256:
             raise invalid(path, f"{name!r} was changed: its sha256 differs from the manifest's")
     return manifest

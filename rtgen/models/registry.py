@@ -53,7 +53,7 @@ def checkpoint_index(files: Sequence[Path]) -> dict[str, StoredTensor]:
     for file in files:
         for name, tensor in read_index(file).items():
             if name in index:
-                raise CheckpointError(f"'{name}' is in both {index[name].file.name} and {file.name}")
+                raise CheckpointError(f"{name!r} is in both {index[name].file.name} and {file.name}")
             index[name] = tensor
     return index
 
@@ -61,7 +61,7 @@ def checkpoint_index(files: Sequence[Path]) -> dict[str, StoredTensor]:
 def check_names(component: str, wanted: Mapping[str, tuple[int, ...]], index: Mapping[str, StoredTensor]) -> None:
     """Raise CheckpointError unless the checkpoint holds exactly the wanted tensors in the wanted shapes."""
     problems = [f"missing {name}" for name in sorted(wanted.keys() - index.keys())]
-    problems += [f"surplus {name}" for name in sorted(index.keys() - wanted.keys())]
+    problems += [f"surplus {name!r}" for name in sorted(index.keys() - wanted.keys())]
     problems += [
         f"{name} is {list(index[name].shape)} instead of {list(shape)}"
         for name, shape in sorted(wanted.items())

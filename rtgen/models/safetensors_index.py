@@ -42,7 +42,7 @@ def read_index(file: Path) -> dict[str, StoredTensor]:
             header = json.loads(stream.read(length))
     except OSError as error:
         raise CheckpointError(f"cannot read weights {file}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file.name} is not a safetensors file: its header is not JSON") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{file.name} is not a safetensors file: its header is not a table")
@@ -57,12 +57,12 @@ def _entry(file: Path, name: str, entry: object, *, start: int, size: int) -> St
         dtype, item = DTYPES[entry["dtype"]]  # type: ignore[index]
         shape = tuple(int(dimension) for dimension in entry["shape"])  # type: ignore[index]
         begin, end = (int(offset) for offset in entry["data_offsets"])  # type: ignore[index]
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file.name}: the entry of '{name}' is not one rtgen can read") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"{file.name}: the entry of {name!r} is not one rtgen can read") from error
     if not 0 <= begin <= end <= size - start:
-        raise CheckpointError(f"{file.name} is truncated: '{name}' ends at {start + end} of {size} bytes")
+        raise CheckpointError(f"{file.name} is truncated: {name!r} ends at {start + end} of {size} bytes")
     if min(shape, default=1) < 0 or prod(shape) * item != end - begin:
-        raise CheckpointError(f"{file.name}: '{name}' has {end - begin} bytes for a {dtype} tensor of shape {shape}")
+        raise CheckpointError(f"{file.name}: {name!r} has {end - begin} bytes for a {dtype} tensor of shape {shape}")
     return StoredTensor(file, start + begin, end - begin, dtype, shape)
 
 
@@ -70,4 +70,4 @@ def _check_disjoint(file: Path, index: dict[str, StoredTensor]) -> None:
     ordered = sorted(index.items(), key=lambda item: item[1].offset)
     for (name, tensor), (other, following) in pairwise(ordered):
         if tensor.offset + tensor.length > following.offset:
-            raise CheckpointError(f"{file.name}: '{name}' and '{other}' overlap")
+            raise CheckpointError(f"{file.name}: {name!r} and {other!r} overlap")

@@ -7,6 +7,8 @@ import onnx_ir as ir
 
 from rtgen.models.safetensors_index import StoredTensor
 
+DATA_TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
+
 
 class BindWeights(ir.passes.InPlacePass):
     """1. An initializer named after a stored tensor becomes an external tensor: file, offset, length. Nothing is
@@ -41,7 +43,7 @@ class BindWeights(ir.passes.InPlacePass):
             place.file.name,
             place.offset,
             place.length,
-            ir.DataType[place.dtype.upper()],
+            DATA_TYPES[place.dtype],
             shape=ir.Shape(place.shape),
             name=name,
             base_dir=str(Path(place.file).parent),

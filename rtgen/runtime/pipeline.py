@@ -134,9 +134,9 @@ class Pipeline:
             if self._pending is not None:
                 self._switch(denoiser, self._pending, past)
             denoiser.generate(chunk)
-            if len(past) == model.window // model.chunk - 1:
-                del past[model.sink // model.chunk]
             past.append((chunk, self._denoiser.read("denoised")))
+            if len(past) == model.window // model.chunk:
+                del past[model.sink // model.chunk]
             picture = self._decode(first=chunk == 0)
             if frames is not None:
                 picture = picture[: frames - made]

@@ -13,6 +13,7 @@ import pytest
 
 from rtgen.cli.main import run as run_command_line
 from rtgen.engine.manifest import Manifest
+from rtgen.engine.package import open_package
 from rtgen.store.store import Store
 
 KEY = "ab12" * 16
@@ -54,8 +55,7 @@ def manifest(model: str = "postcard", gpu: str = "cpu", key: str = KEY) -> Manif
             "model": {
                 "name": model, "digest": "0" * 64, "frames_per_second": 16, "example_prompts": ["a boat"],
                 "default_size": (128, 128), "size_step": (16, 16), "latent_channels": 16, "spatial_stride": 8,
-                "temporal_stride": 4,
-                "single_first_frame": False, "single_first_frame": False, "chunk": 3, "window": 21, "sink": 0,
+                "temporal_stride": 4, "single_first_frame": False, "chunk": 3, "window": 21, "sink": 0,
                 "sigmas": [1.0, 0.5], "sampler": "euler",
                 "rope_split": (22, 21, 21), "rope_theta": 10000.0, "prompt_tokens": 32, "tokenizer": "tokenizer.json",
             },
@@ -95,6 +95,12 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def add(store: Path) -> Callable[..., Path]:
+    """Puts another package into the store."""
+    return lambda **names: add_package(store, **names)
+
+
+@pytest.fixture
 def provide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
     """Replace attributes of a module for one test."""
 
@@ -117,6 +123,8 @@ def toolchain(store: Path, provide: Callable[..., ModuleType]) -> SimpleNamespac
     seen = SimpleNamespace(requests=[], played=[], keys={})
 
     def key_of(request: Any) -> str:
+        if request.sizes in seen.keys:
+            return seen.keys[request.sizes]
         return KEY if (request.model, request.gpu) == ("postcard", "cpu") else f"{abs(hash(request.gpu)):064x}"[:64]
 
     def build(request: Any, progress: Any) -> Any:
@@ -143,7 +151,8 @@ def toolchain(store: Path, provide: Callable[..., ModuleType]) -> SimpleNamespac
     provide("rtgen.build.walk", build=build, export=export, package_key=key_of)
     provide("rtgen.engine.verify", compare_with_onnxruntime=compare)
     provide("rtgen.cli.doctor_checks", probe=probe_answer)
-    provide("rtgen.runtime.pipeline", Pipeline=SimpleNamespace(open=lambda package: StillPipeline(seen)))
+    provide("rtgen.runtime.pipeline", Pipeline=SimpleNamespace(open=lambda package: StillPipeline(seen, package)))
+    provide("rtgen.runtime.select", detect_gpus=lambda: ("a GPU",))
     provide("rtgen.runtime.player", play=player(seen))
     return seen
 
@@ -151,10 +160,13 @@ def toolchain(store: Path, provide: Callable[..., ModuleType]) -> SimpleNamespac
 class StillPipeline:
     """Stands for a pipeline; only its end is watched."""
 
-    def __init__(self, seen: SimpleNamespace) -> None:
-        self.seen = seen
+    def __init__(self, seen: SimpleNamespace, package: Path) -> None:
+        self.seen, self.package = seen, open_package(package)
 
-    def close(self) -> None:
+    def __enter__(self) -> "StillPipeline":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self.seen.closed = True
 
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from rtgen.cli.destination import SLUG_LENGTH, SUFFIXES, default_destination, slug
 
+OTHER_KEY = "cd34" * 16
+
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -70,13 +72,30 @@ def test_people_see_the_speed_and_what_to_know(toolchain: SimpleNamespace, rtgen
     assert toolchain.closed
 
 
-def test_a_size_outside_the_models_profiles_gets_a_package_of_its_own(toolchain: SimpleNamespace, rtgen: Any) -> None:
-    rtgen("run", "--gpu", "cpu", "--prompt", "x", "--size", "2048x2048")
-    from rtgen.config.load import load_model
+def test_a_size_outside_the_profiles_is_refused_with_the_command_that_builds_it(
+    toolchain: SimpleNamespace, rtgen: Any, add: Any
+) -> None:
+    toolchain.keys[((256, 256),)] = OTHER_KEY
+    ran = rtgen("run", "--gpu", "cpu", "--prompt", "x", "--size", "256x256")
+    assert ran.code == 2 and "96x96 to 192x192, not 256x256" in ran.err and not toolchain.requests
+    assert "rtgen build --gpu cpu --model postcard --size 256x256" in ran.err
+    add(key=OTHER_KEY)
+    assert rtgen("run", "--gpu", "cpu", "--prompt", "x", "--size", "256x256").code == 0
 
-    height, width = load_model("postcard").resolution.default
-    rtgen("run", "--gpu", "cpu", "--prompt", "x", "--size", f"{height}x{width}")
-    assert [request.sizes for request in toolchain.requests] == [((2048, 2048),), ()]
+
+def test_a_damaged_package_is_built_again_and_says_so(toolchain: SimpleNamespace, rtgen: Any, store: Path) -> None:
+    next(store.glob("postcard/cpu/*/denoiser.data")).write_bytes(b"")
+    ran = rtgen("run", "--gpu", "cpu", "--prompt", "x")
+    assert ran.code == 0 and "is damaged" in ran.err and len(toolchain.requests) == 1
+
+
+def test_a_gpu_package_without_a_gpu_is_refused_before_it_is_built(
+    toolchain: SimpleNamespace, rtgen: Any, provide: Any
+) -> None:
+    provide("rtgen.runtime.select", detect_gpus=lambda: ())
+    ran = rtgen("run", "--gpu", "t4", "--prompt", "x", "--json")
+    assert ran.code == 3 and ran.json["error"]["code"] == "no_gpu" and "--gpu cpu" in ran.json["error"]["hint"]
+    assert not toolchain.requests
 
 
 def test_a_video_on_stdout_sends_data_to_stderr(toolchain: SimpleNamespace, rtgen: Any) -> None:

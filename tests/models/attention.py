@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from rtgen.config.model import DenoiserConfig
 from rtgen.models.dit import CausalVideoDiT
 from rtgen.models.rope import axis_table, token_rotation
+from tests.models.random_weights import random_weights
 
 
 def visible_chunks(chunk: int, *, window: int, sink: int) -> list[int]:
@@ -54,8 +55,6 @@ def rotation(config: DenoiserConfig, frames: Tensor, rows: int, columns: int) ->
 
 
 def small_dit(seed: int = 0, **fields: object) -> CausalVideoDiT:
-    from tests.conftest import random_weights
-
     config = DenoiserConfig.model_validate(
         {"dim": 48, "layers": 3, "heads": 2, "ffn_dim": 64, "frequency_dim": 32} | fields
     )

@@ -67,7 +67,10 @@ def test_streaming_equals_one_block_causal_forward(window, sink, chunks):
 def test_every_input_shows_in_the_velocity():
     model = small_dit()
     latents, context = torch.randn(1, 4, CHUNK, 2 * ROWS, 2 * COLUMNS), torch.randn(1, 5, 16)
-    turn, plain = rotation(model.config, torch.arange(CHUNK), ROWS, COLUMNS), DenseAttend(torch.ones(TOKENS, TOKENS) > 0)
+    turn, plain = (
+        rotation(model.config, torch.arange(CHUNK), ROWS, COLUMNS),
+        DenseAttend(torch.ones(TOKENS, TOKENS) > 0),
+    )
 
     def velocity(latents=latents, step=500.0, context=context, turn=turn):
         return model(latents, torch.full((1, CHUNK), step), context, turn, plain)

@@ -20,7 +20,7 @@ def test_indices_and_scene_are_inverse() -> None:
 
 
 def test_unknown_value_is_refused_and_named() -> None:
-    with pytest.raises(ValueError, match="weather must be one of .*'hail'"):
+    with pytest.raises(ValueError, match=r"weather must be one of .*'hail'"):
         Scene("beach", "noon", "hail", "kite", "red", "hovers", "still")
 
 
