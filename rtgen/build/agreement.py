@@ -55,12 +55,12 @@ def precision_of(manifest: Manifest) -> Precision:
 
 
 def require_polygraphy() -> None:
-    """Raise MissingDependencyError unless Polygraphy is installed."""
+    """Raise MissingDependencyError unless Polygraphy is installed, in a version with the comparisons used here."""
     try:
-        import polygraphy.comparator  # noqa: F401
+        from polygraphy.comparator import SimpleCompareFunc  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(
-            "comparing needs Polygraphy, which is not installed", hint='pip install "rtgen[compile]"'
+            "comparing needs Polygraphy 0.53 or newer, which is not installed", hint='pip install "rtgen[compile]"'
         ) from error
 
 

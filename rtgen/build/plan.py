@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rtgen.build.request import BuildRequest
-from rtgen.build.toolchain import exporter_sources, exporter_versions
+from rtgen.build.toolchain import bundled_exporter, bundled_stages, exporter_sources, installed_exporter
 from rtgen.config.gpu import Compiler, GpuConfig
 from rtgen.config.load import load_gpu, load_model, load_recipe, recipe_for
 from rtgen.config.locate import bundled_directory
@@ -23,6 +23,9 @@ from rtgen.errors import MissingDependencyError, SizeError
 from rtgen.models.registry import COMPONENTS, checkpoint_files
 from rtgen.store.keys import JsonValue, fields_digest
 from rtgen.store.store import Store
+
+ARCHITECTURE = ("text_encoder", "denoiser", "cache", "autoencoder")
+"""Sections of a model config that its graphs depend on."""
 
 LARGEST_SIDE = 4096
 """Pixels; a larger frame is a slip of the finger."""
@@ -60,35 +63,61 @@ class BuildPlan:
         return self.model.cache.window * self.largest["rows"] * self.largest["columns"]
 
     @cached_property
-    def model_digest(self) -> str:
-        """Of the architecture and the weights."""
-        fields: dict[str, JsonValue] = self.model.model_dump(mode="json", exclude={"resolution", "title", "weights"})
+    def graph_digest(self) -> str:
+        """Of what shapes the graphs: the architecture and the weights."""
+        fields: dict[str, JsonValue] = self.model.model_dump(mode="json", include=set(ARCHITECTURE))
         for component in COMPONENTS:
             files = checkpoint_files(component, self.model, self.weights)
-            fields[f"weights.{component}"] = [self.store.file_digest(file) for file in files]
+            # The graphs refer to the files by name.
+            fields[f"weights.{component}"] = [[file.name, self.store.file_digest(file)] for file in files]
+        return fields_digest(fields)
+
+    @cached_property
+    def model_digest(self) -> str:
+        """Of everything about the model that a package holds."""
+        fields: dict[str, JsonValue] = self.model.model_dump(mode="json", exclude={"resolution", "title", "weights"})
+        fields["graphs"] = self.graph_digest
         fields["tokenizer"] = self.store.file_digest(self.weights / self.model.weights.tokenizer)
         return fields_digest(fields)
 
     @cached_property
+    def exporter(self) -> Mapping[str, str]:
+        """Versions of what exports the graphs: of the bundled stages where one fits this plan, else the installed.
+
+        Raises MissingDependencyError when no stage fits and nothing is installed.
+        """
+        bundled = bundled_exporter()
+        if bundled is not None and (bundled_stages() / "graphs" / self._graphs_key(bundled)).is_dir():
+            return bundled
+        return installed_exporter()
+
+    @cached_property
     def export_key(self) -> str:
+        return self._export_key(self.exporter)
+
+    @cached_property
+    def graphs_key(self) -> str:
+        return self._graphs_key(self.exporter)
+
+    def _export_key(self, exporter: Mapping[str, str]) -> str:
         return fields_digest(
             {
-                "model": self.model_digest,
+                "graphs": self.graph_digest,
                 "precision": self.recipe.precision,
-                "exporter": exporter_versions(),
+                "exporter": exporter,
                 "sources": exporter_sources(),
             }
         )
 
-    @cached_property
-    def graphs_key(self) -> str:
-        return fields_digest({"export": self.export_key, "fixed_ring": self.fixed_ring})
+    def _graphs_key(self, exporter: Mapping[str, str]) -> str:
+        return fields_digest({"export": self._export_key(exporter), "fixed_ring": self.fixed_ring})
 
     @cached_property
     def package_key(self) -> str:
         return fields_digest(
             {
                 "graphs": self.graphs_key,
+                "model": self.model_digest,
                 "recipe": self.recipe.model_dump(mode="json", exclude={"title"}),
                 "compiler": {"name": self.gpu.compiler, "version": self.compiler_version},
                 "compute_capability": self.gpu.compute_capability,
@@ -102,8 +131,6 @@ class BuildPlan:
 
 def plan_build(request: BuildRequest) -> BuildPlan:
     """Check a request. Raises UnknownNameError, ConfigError, SizeError, MissingDependencyError or CheckpointError."""
-    from rtgen.build.toolchain import bundled_stages
-
     gpu, model = load_gpu(request.gpu), load_model(request.model)
     recipe = load_recipe(request.recipe or gpu.default_recipe)
     recipe_for(gpu, recipe)

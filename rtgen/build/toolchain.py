@@ -21,16 +21,13 @@ def bundled_stages() -> Path:
     return bundled_directory("stages")
 
 
-def exporter_versions() -> dict[str, str]:
-    """Versions of the packages that export graphs: those of the bundled stages if there are any, else the installed.
-
-    Raises MissingDependencyError when neither exists.
-    """
+def bundled_exporter() -> dict[str, str] | None:
+    """Versions of the packages that exported the bundled stages; None where there are none."""
     record = bundled_stages() / RECORD
-    if record.is_file():
-        found: dict[str, str] = json.loads(record.read_text(encoding="utf-8"))
-        return found
-    return installed_exporter()
+    if not record.is_file():
+        return None
+    found: dict[str, str] = json.loads(record.read_text(encoding="utf-8"))
+    return found
 
 
 def installed_exporter() -> dict[str, str]:

@@ -89,7 +89,8 @@ def plan_of(manifest: Manifest, weights: Path | None, store: Path | None) -> tup
     again = f"rtgen build --gpu {manifest.target.gpu} --model {manifest.model.name}"
     if plan.model_digest != manifest.model.digest:
         raise PackageMismatchError(
-            f"the package was built from other weights than those in {plan.weights}",
+            f"the package was built from other weights than those in {plan.weights}, or from another config of "
+            f"{manifest.model.name}",
             hint=f"--weights names the folder it was built from; {again} makes one from these",
         )
     if plan.package_key != manifest.key:

@@ -21,8 +21,9 @@ class RMSNorm(nn.Module):
 class ChannelRMSNorm(nn.Module):
     """Norm of the channel vector at each place of [B, C, F, H, W], scaled by sqrt(C) and a gain (Wan VAE's RMS_norm).
 
-    The reference divides by max(norm, 1e-12); adding the same epsilon under the root differs by less than float32
-    resolves and needs no Max node.
+    The reference divides by max(norm, 1e-12); adding 1e-12 under the root differs by less than float32 resolves and
+    needs no Max node. Numerator and denominator are scaled by 1e6, because graph optimizers take an added 1e-12 for
+    zero and drop it. Frames that do not exist are all zeros, so the product is taken before float16 could overflow.
     """
 
     def __init__(self, channels: int) -> None:
@@ -32,7 +33,8 @@ class ChannelRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         square = x.float().square().sum(dim=1, keepdim=True)
-        return x * (torch.rsqrt(square + 1e-12) * self.scale).to(x.dtype) * self.gamma.to(x.dtype)
+        normed = x.float() * (torch.rsqrt(1e12 * square + 1) * (1e6 * self.scale))
+        return normed.to(x.dtype) * self.gamma.to(x.dtype)
 
 
 def sinusoid(positions: Tensor, dim: int) -> Tensor:

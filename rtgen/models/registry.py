@@ -36,9 +36,9 @@ def create(component: Component, config: ModelConfig) -> nn.Module:
 
 
 def checkpoint_files(component: Component, config: ModelConfig, folder: Path) -> tuple[Path, ...]:
-    """The component's files in ``folder``. Raises CheckpointError listing those that are missing."""
+    """The component's files in ``folder``. Raises CheckpointError listing those, or the tokenizer, that are missing."""
     names: tuple[str, ...] = getattr(config.weights, component)
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in (*names, config.weights.tokenizer) if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
             f"weights of {config.name} are missing in {folder}: {', '.join(missing)}",

@@ -106,7 +106,7 @@ class Pipeline:
         step = model.size_step
         if any(side % unit or side <= 0 for side, unit in zip(size, step, strict=True)):
             raise SizeError(
-                f"frames of {size[0]}x{size[1]} cannot be made: height and width are multiples of {step[0]} and {step[1]}",
+                f"frames of {size[0]}x{size[1]} cannot be made: sides are multiples of {step[0]} and {step[1]} pixels",
                 hint=f"the default is {model.default_size[0]}x{model.default_size[1]}",
             )
         sizes = {"rows": size[0] // step[0], "columns": size[1] // step[1]}

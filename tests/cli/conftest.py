@@ -144,12 +144,12 @@ def toolchain(store: Path, provide: Callable[..., ModuleType]) -> SimpleNamespac
     def export(request: Any, progress: Any) -> Path:
         return store / "postcard" / "cpu" / KEY
 
-    def compare(path: Path, progress: Any) -> Any:
+    def compare(path: Path, progress: Any, **options: Any) -> Any:
         row = SimpleNamespace(component="denoiser", tensor="velocity", max_abs=1e-4, max_rel=1e-3, passed=True)
         return SimpleNamespace(rows=[row])
 
     provide("rtgen.build.walk", build=build, export=export, package_key=key_of)
-    provide("rtgen.engine.verify", compare_with_onnxruntime=compare)
+    provide("rtgen.build.verify", compare_with_onnxruntime=compare)
     provide("rtgen.cli.doctor_checks", probe=probe_answer)
     provide("rtgen.runtime.pipeline", Pipeline=SimpleNamespace(open=lambda package: StillPipeline(seen, package)))
     provide("rtgen.runtime.select", detect_gpus=lambda: ("a GPU",))

@@ -1,0 +1,160 @@
+"""The attribute classifier and the evaluation that uses it: repeatable, symmetric, and honest about what was read."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scripts.postcard import classifier, evaluate
+from scripts.postcard.classifier import CLIP_FRAMES, GAP, PAIRS, PIXELS, Classifier
+from scripts.postcard.grammar import ATTRIBUTES, Scene, canonical_caption, held_out_scenes
+from scripts.postcard.render import render
+
+
+def numbered_clip(frames: int, height: int = 8, width: int = 8) -> Tensor:
+    """A clip [1, T, 3, H, W] whose every pixel is the number of its frame."""
+    return torch.arange(frames, dtype=torch.uint8)[None, :, None, None, None].expand(1, frames, 3, height, width)
+
+
+@pytest.mark.parametrize("jitter", [-2, 0, 2])
+def test_pairs_span_the_clip_and_are_the_gap_apart(jitter: int) -> None:
+    pairs = classifier.sample_pairs(numbered_clip(CLIP_FRAMES), classifier.pair_starts(jitter), GAP)
+    assert pairs.shape == (1, PAIRS, 2, 3, PIXELS, PIXELS)
+    frames = (pairs[0, :, :, 0, 0, 0] * 255).round()
+    assert (frames[:, 1] - frames[:, 0] == GAP).all()
+    assert frames.min() <= 2 and frames.max() >= CLIP_FRAMES - 3
+
+
+def test_a_short_clip_is_refused() -> None:
+    with pytest.raises(ValueError, match="80 frames, not 79"):
+        classifier.sample_pairs(numbered_clip(79), classifier.pair_starts(), GAP)
+
+
+def test_training_draws_are_settled_by_the_seed() -> None:
+    item = {"pixels": torch.randint(256, (3, CLIP_FRAMES, 3, PIXELS, PIXELS), dtype=torch.uint8)}
+    item["labels"] = torch.tensor([scene.indices() for scene in held_out_scenes(3, seed=1)])
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        draws.append(classifier.training_batch(item))
+    assert torch.equal(draws[0][0], draws[1][0]) and torch.equal(draws[0][1], draws[1][1])
+    assert draws[0][0].min() >= 0 and draws[0][0].max() <= 1
+
+
+def test_a_mirrored_clip_moves_the_other_way() -> None:
+    scenes = [
+        Scene("lake", "noon", "clear", "kite", "red", motion, camera)
+        for motion, camera in itertools.product(ATTRIBUTES["motion"], ATTRIBUTES["camera"])
+    ]
+    pairs = torch.rand(len(scenes), PAIRS, 2, 3, 4, 4)
+    labels, everyone = torch.tensor([scene.indices() for scene in scenes]), torch.ones(len(scenes), dtype=torch.bool)
+    flipped, turned = classifier.mirror(pairs, labels, everyone)
+    assert torch.equal(flipped, pairs.flip(-1))
+    swap = {"drifts left": "drifts right", "pans left": "pans right"}
+    swap |= {after: before for before, after in swap.items()}
+    for scene, row in zip(scenes, turned.tolist(), strict=True):
+        found = Scene.from_indices(tuple(row))
+        assert found.motion == swap.get(scene.motion, scene.motion)
+        assert found.camera == swap.get(scene.camera, scene.camera)
+    assert torch.equal(classifier.mirror(flipped, turned, everyone)[1], labels)
+    assert torch.equal(classifier.mirror(pairs, labels, ~everyone)[1], labels)
+
+
+def test_coarsening_loses_detail_and_keeps_the_mean() -> None:
+    picture = torch.rand(1, 1, 2, 3, 16, 16)
+    fine, coarse = (classifier.coarsen(picture, torch.full((1, 1, 1, 1, 1, 1), step)) for step in (1e-4, 0.3))
+    assert (fine - picture).abs().max() < 0.01
+    assert (coarse - picture).abs().max() > 0.1
+    assert coarse.mean() == pytest.approx(float(picture.mean()), abs=0.03)
+
+
+def test_reading_gives_a_value_of_every_attribute_and_repeats() -> None:
+    torch.manual_seed(0)
+    model = Classifier().eval()
+    video = render(held_out_scenes(2, seed=2), frames=CLIP_FRAMES, height=32, width=48, seed=3)
+    answers = model.read(video)
+    assert answers.shape == (2, len(ATTRIBUTES)) and answers.dtype == torch.int64
+    assert all(Scene.from_indices(tuple(row)) for row in answers.tolist())
+    assert torch.equal(answers, model.read(video))
+    features = model.features(classifier.sample_pairs(video, classifier.pair_starts(), GAP))
+    assert features.shape == (2, 192) and not torch.equal(features[0], features[1])
+
+
+def test_training_writes_weights_and_its_own_accuracy(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(classifier, "_RENDERED_AT", (32, 32))
+    monkeypatch.setattr(classifier, "_RENDERED_AT_ONCE", 2)
+    classifier.train(tmp_path, minutes=0.01, batch=2, pool=2, held_out=2)
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert last["held_out_clips"] == 2
+    assert all(0 <= last[name] <= 1 for name in (*ATTRIBUTES, "mean"))
+    classifier.load_classifier(tmp_path, torch.device("cpu"))
+
+
+SCENES = held_out_scenes(4, seed=0)
+
+
+class FakePipeline:
+    """Renders what the prompt asks for, in chunks of 12 frames as the runtime does."""
+
+    def stream(self, prompt: str, *, seed: int = 0, frames: int | None = None) -> Iterator[NDArray[np.uint8]]:
+        scene = next(scene for scene in SCENES if canonical_caption(scene) == prompt)
+        clip = render([scene], frames=frames or 12, height=32, width=32, seed=seed)[0].permute(0, 2, 3, 1).numpy()
+        yield from (clip[first : first + 12] for first in range(0, len(clip), 12))
+
+
+class FakeReader:
+    """Knows the scenes in the order they are shown, generated before rendered; misreads the first colour."""
+
+    def __init__(self) -> None:
+        self.shown = 0
+
+    def read(self, video: Tensor) -> Tensor:
+        assert video.shape == (1, CLIP_FRAMES, 3, 32, 32) and video.dtype == torch.uint8
+        answer = torch.tensor([SCENES[self.shown // 2].indices()])
+        if self.shown == 0:
+            answer[0, list(ATTRIBUTES).index("colour")] ^= 1
+        self.shown += 1
+        return answer
+
+
+def test_the_evaluation_counts_what_was_read(tmp_path, capsys) -> None:
+    judgements = evaluate.judge_all(FakePipeline(), FakeReader(), SCENES, seconds=5, seed=0)
+    assert "4 of 4 clips" in capsys.readouterr().out
+    summary = evaluate.summarize(judgements)
+    for name, shares in summary["attributes"].items():
+        assert shares == {"generated": 0.75 if name == "colour" else 1.0, "rendered": 1.0}
+    assert summary["mean"]["generated"] == pytest.approx(27 / 28)
+    assert summary["all_seven"] == {"generated": 0.75, "rendered": 1.0}
+    # Renders stand in for generated clips, from the same seeds and time.
+    assert summary["flicker"]["generated"] == pytest.approx(summary["flicker"]["rendered"])
+    lines = evaluate.table(summary).splitlines()
+    assert [line.split()[0] for line in lines] == ["attribute", *ATTRIBUTES, "mean", "all", "flicker"]
+    assert "75.0%" in lines[1 + list(ATTRIBUTES).index("colour")]
+
+    report = tmp_path / "folder" / "report.json"
+    evaluate.write_report(report, summary, judgements, {"count": 4, "seconds": 5.0, "seed": 0})
+    found = json.loads(report.read_text(encoding="utf-8"))
+    assert found["schema"] == "postcard.evaluation/1"
+    assert {"count", "seconds", "seed", "attributes", "mean", "all_seven", "flicker", "clips"} < set(found)
+    assert found["clips"][0]["asked"]["place"] == SCENES[0].place
+    assert found["clips"][0]["generated"]["colour"] != SCENES[0].colour == found["clips"][0]["rendered"]["colour"]
+    assert list(report.parent.iterdir()) == [report]
+
+
+def test_only_the_end_of_a_long_clip_is_judged() -> None:
+    class Counting:
+        def stream(self, prompt: str, *, seed: int = 0, frames: int | None = None) -> Iterator[NDArray[np.uint8]]:
+            count = numbered_clip(frames or 0, 2, 2)[0].permute(0, 2, 3, 1).numpy()
+            yield from (count[first : first + 12] for first in range(0, len(count), 12))
+
+    clip = evaluate.generated_clip(Counting(), "", frames=200, seed=0)
+    assert clip.shape == (CLIP_FRAMES, 3, 2, 2)
+    assert clip[:, 0, 0, 0].tolist() == list(range(120, 200))
+    assert evaluate.flicker(clip) == 1.0
