@@ -20,7 +20,7 @@ from rtgen.engine.manifest import (
     TargetEntry,
     resolve_shape,
 )
-from rtgen.engine.memory_plan import GIB, activations_at, check, estimate
+from rtgen.engine.memory_plan import CONTEXT_BYTES, GIB, activations_at, check, estimate
 
 if TYPE_CHECKING:
     from rtgen.build.plan import BuildPlan
@@ -63,7 +63,8 @@ def check_memory(
     def at(sizes: Mapping[str, int]) -> MemoryPlan:
         scaled = {name: activations_at(count, plan.largest, sizes) for name, count in activations.items()}
         vram = round(plan.gpu.vram_gib * GIB)
-        return estimate(tables, sizes, weights=weights, activations=scaled, vram=vram)
+        context = CONTEXT_BYTES if plan.gpu.compute_capability else 0
+        return estimate(tables, sizes, weights=weights, activations=scaled, vram=vram, context=context)
 
     whole = at(plan.largest)
     candidates = {profile.opt for profile in plan.model.resolution.profiles} | {plan.model.resolution.default}

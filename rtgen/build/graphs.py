@@ -38,6 +38,10 @@ def make_export(plan: BuildPlan, folder: Path, progress: Progress) -> None:
 
     progress.update("export", 0.0, "loading torch")
     installed_exporter()
+    from rtgen.models.registry import prepare
+
+    for component in COMPONENTS:
+        prepare(component, plan.model, plan.weights)  # refuse misfit weights before the first export
     tables: dict[Component, ComponentEntry] = {}
     for position, component in enumerate(COMPONENTS):
         progress.update("export", position / len(COMPONENTS), component.replace("_", " "))

@@ -45,8 +45,8 @@ class BuildPlan:
 
     @cached_property
     def largest(self) -> Mapping[str, int]:
-        """The symbolic dimensions at the greatest height and width of any profile."""
-        return self.sizes_at((max(p.max[0] for p in self.profiles), max(p.max[1] for p in self.profiles)))
+        """The symbolic dimensions at the greatest size of the profile with the most tokens."""
+        return self.sizes_at(max((profile.max for profile in self.profiles), key=lambda size: size[0] * size[1]))
 
     def sizes_at(self, size: Size) -> dict[str, int]:
         """The symbolic dimensions of a frame size in pixels."""

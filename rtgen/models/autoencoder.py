@@ -209,20 +209,21 @@ def unfold_pixels(x: Tensor, patch: int) -> Tensor:
     return x.permute(0, 1, 4, 5, 3, 6, 2).reshape(batch, -1, frames, rows * patch, columns * patch)
 
 
+def latent_statistics(config: AutoencoderConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the latent channels, each [1, C, 1, 1, 1] float32."""
+    shape = (1, config.latent_channels, 1, 1, 1)
+    mean = torch.tensor(config.latent_mean, dtype=torch.float32, device=device).reshape(shape)
+    return mean, torch.tensor(config.latent_std, dtype=torch.float32, device=device).reshape(shape)
+
+
 class StreamingDecoder(nn.Module):
     """What ships of the autoencoder: latent normalisation, ``conv2`` and the decoder."""
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
         self.conv2 = CausalConv3d(config.latent_channels, config.latent_channels, (1, 1, 1))
         self.decoder = Decoder(config)
-        shape = (1, config.latent_channels, 1, 1, 1)
-        self.register_buffer("mean", torch.tensor(config.latent_mean).reshape(shape), persistent=False)
-        self.register_buffer("std", torch.tensor(config.latent_std).reshape(shape), persistent=False)
 
     def forward(
         self, latents: Tensor, first: Tensor | None = None, past: Sequence[Tensor] | None = None
@@ -235,7 +236,8 @@ class StreamingDecoder(nn.Module):
         """
         validity = Validity(first if self.config.single_first_frame else None)
         state = StreamState(past)
-        x = (latents * self.std + self.mean).to(self.conv2.weight.dtype)
+        mean, std = latent_statistics(self.config, latents.device)
+        x = (latents * std + mean).to(self.conv2.weight.dtype)
         pixels = self.decoder(self.conv2(x), state, validity)
         return unfold_pixels(pixels, self.config.pixel_patch), state.present
 
@@ -257,4 +259,5 @@ class Autoencoder(nn.Module):
 
     def normalise(self, latents: Tensor) -> Tensor:
         """Latents to about zero mean and unit deviation per channel."""
-        return (latents - self.streaming_decoder.mean) / self.streaming_decoder.std
+        mean, std = latent_statistics(self.config, latents.device)
+        return (latents - mean) / std

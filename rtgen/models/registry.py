@@ -72,17 +72,35 @@ def check_names(component: str, wanted: Mapping[str, tuple[int, ...]], index: Ma
         raise CheckpointError(f"the weights do not fit the {component}: {'; '.join(problems[:4])}{more}")
 
 
+def prepare(component: Component, config: ModelConfig, folder: Path) -> tuple[nn.Module, dict[str, StoredTensor]]:
+    """A component without memory for its weights, and where each is stored.
+
+    Raises CheckpointError unless the files hold exactly the component's tensors.
+    """
+    import torch
+
+    index = checkpoint_index(checkpoint_files(component, config, folder))
+    with torch.device("meta"):
+        module = create(component, config)
+    check_names(component, {name: tuple(value.shape) for name, value in module.named_parameters()}, index)
+    return module, index
+
+
 def load(
     component: Component, config: ModelConfig, folder: Path, precision: Precision
 ) -> tuple[nn.Module, dict[str, StoredTensor]]:
-    """A component with its weights in ``precision``, and where each weight is stored."""
+    """A component with its weights in ``precision``, and where each weight is stored.
+
+    Weights that are stored in ``precision`` are mapped from their files, not copied. Raises CheckpointError.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    files = checkpoint_files(component, config, folder)
-    index = checkpoint_index(files)
-    module = create(component, config)
-    check_names(component, {name: tuple(value.shape) for name, value in module.named_parameters()}, index)
-    for file in files:
-        module.load_state_dict(load_file(file), strict=False)
+    module, index = prepare(component, config, folder)
+    for file in checkpoint_files(component, config, folder):
+        try:
+            module.load_state_dict(load_file(file), strict=False, assign=True)
+        except SafetensorError as error:  # stricter than the index: it refuses gaps, for one
+            raise CheckpointError(f"{file.name} is not a sound safetensors file: {error}") from error
     module = module.half() if precision == "float16" else module.float()
     return module.eval().requires_grad_(False), index

@@ -89,16 +89,12 @@ class TextBlock(nn.Module):
 class TextEncoder(nn.Module):
     """Token ids to context vectors."""
 
-    buckets: Tensor
-
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocabulary, config.dim)
         self.blocks = nn.ModuleList(TextBlock(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, EPS)
-        buckets = relative_buckets(config.max_tokens, config.position_buckets, config.max_distance)
-        self.register_buffer("buckets", buckets, persistent=False)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids and mask [B, max_tokens] int64 (mask 1 at words, 0 at padding) to context [B, max_tokens, dim] float32.
@@ -106,7 +102,9 @@ class TextEncoder(nn.Module):
         Padded positions come out as zeros: the denoiser attends to them unmasked (Wan 2.1).
         """
         padding = (1.0 - mask.float())[:, None, None, :] * -1e4  # -1e4 is minus infinity to a float16 softmax
+        config = self.config
+        buckets = relative_buckets(config.max_tokens, config.position_buckets, config.max_distance).to(ids.device)
         x = self.token_embedding(ids).float()
         for block in self.blocks:
-            x = block(x, self.buckets, padding)
+            x = block(x, buckets, padding)
         return self.norm(x) * mask.float().unsqueeze(-1)

@@ -33,6 +33,7 @@ class Pipeline:
         """What was lost of the last prompt, such as words that the model does not know."""
         self._prompt = ""
         self._pending: str | None = None
+        self._streams = 0  # started so far; only the newest goes on
         model = package.manifest.model
         self._tokenizer = Tokenizer.from_file(package.file(model.tokenizer), example=model.example_prompts[0])
         self._text: Session = backend.open("text_encoder")
@@ -129,8 +130,9 @@ class Pipeline:
         self._decoder.allocate(sizes)
         self._decoder.reset()
         past: list[tuple[int, Array]] = []  # what the ring remembers beside the chunk in the making
-        made, chunk = 0, 0
-        while frames is None or made < frames:
+        self._streams += 1
+        mine, made, chunk = self._streams, 0, 0
+        while self._streams == mine and (frames is None or made < frames):
             if self._pending is not None:
                 self._switch(denoiser, self._pending, past)
             denoiser.generate(chunk)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from scripts.postcard.data import ClipSource, Item, Pool
 from scripts.postcard.grammar import ATTRIBUTES, Scene, held_out_scenes
-from scripts.postcard.render import render
+from scripts.postcard.render import render, subject_paths
 from scripts.postcard.training import (
     AveragedWeights,
     Clock,
@@ -82,6 +82,7 @@ class Classifier(nn.Module):
         super().__init__()
         channels = 4 * width
         self.stem = nn.Conv2d(6, width, 5, stride=2, padding=2)
+        self.speed = nn.Conv2d(4, width, 1)
         self.blocks = nn.Sequential(
             Residual(width, 2 * width, 2),
             Residual(2 * width, 2 * width, 1),
@@ -95,18 +96,26 @@ class Classifier(nn.Module):
         self.mixes = nn.Sequential(Mix(dim), Mix(dim), Mix(dim))
         self.heads = nn.ModuleList(nn.Linear(dim, len(values)) for values in ATTRIBUTES.values())
 
-    def features(self, pairs: Tensor) -> Tensor:
-        """One vector [B, 192] a clip, before the heads, of `sample_pairs`."""
+    def look(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [B, 192] of `sample_pairs`, and logits [B, V, h, w] of where the first gaze rests."""
         clips, views = pairs.shape[:2]
-        maps = self.blocks(self.stem((2 * pairs - 1).flatten(2, 3).flatten(0, 1)))
-        tokens = self._look(F.silu(self.norm(maps))).unflatten(0, (clips, views)).transpose(1, 2)
-        mixed = F.silu(self.mixes(tokens + self.place_in_time))
-        return mixed.mean(2).float()
+        pictures = (2 * pairs - 1).flatten(2, 3).flatten(0, 1)
+        maps = self.blocks(self.stem(pictures) + self.speed(speeds(pictures)))
+        tokens, gaze = self._rest(F.silu(self.norm(maps)))
+        mixed = F.silu(self.mixes(tokens.unflatten(0, (clips, views)).transpose(1, 2) + self.place_in_time))
+        return mixed.mean(2).float(), gaze[:, 0].unflatten(0, (clips, views)).float()
+
+    def features(self, pairs: Tensor) -> Tensor:
+        """One vector [B, 192] a clip, before the heads."""
+        return self.look(pairs)[0]
+
+    def answers(self, features: Tensor) -> list[Tensor]:
+        """Logits [B, values] of each attribute."""
+        return [head(features) for head in self.heads]
 
     def forward(self, pairs: Tensor) -> list[Tensor]:
         """Logits [B, values] of each attribute."""
-        vector = self.features(pairs)
-        return [head(vector) for head in self.heads]
+        return self.answers(self.features(pairs))
 
     @torch.no_grad()
     def read(self, video: Tensor) -> Tensor:
@@ -117,15 +126,59 @@ class Classifier(nn.Module):
         ]
         return torch.stack([torch.stack(chances).sum(0).argmax(1) for chances in zip(*rounds, strict=True)], dim=1)
 
-    def _look(self, maps: Tensor) -> Tensor:
-        """Tokens [N, dim] of feature maps [N, C, h, w]: what is where the gazes rest, where that is, and the mean."""
-        weights = self.gaze(maps).flatten(2).softmax(2)
+    def _rest(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [N, dim] of feature maps [N, C, h, w] (what is where each gaze rests, where that is, and the mean).
+
+        Also the logits [N, gazes, h, w] of where the gazes rest.
+        """
+        gaze = self.gaze(maps)
+        weights = gaze.flatten(2).softmax(2)
         rows, columns = maps.shape[2:]
-        y = torch.linspace(-1, 1, rows, device=maps.device)[:, None].expand(rows, columns).flatten()
-        x = torch.linspace(-1, 1, columns, device=maps.device).expand(rows, columns).flatten()
-        where = weights.float() @ torch.stack([y, x], dim=1)
-        what = weights @ maps.flatten(2).transpose(1, 2)
-        return self.token(torch.cat([what.flatten(1), maps.mean((2, 3)), where.flatten(1).to(what.dtype)], dim=1))
+        where = weights.float() @ (2 * _cells(rows, columns, maps.device).flatten(0, 1) - 1)
+        what = weights.to(maps.dtype) @ maps.flatten(2).transpose(1, 2)
+        return self.token(torch.cat([what.flatten(1), maps.mean((2, 3)), where.flatten(1).to(what.dtype)], dim=1)), gaze
+
+
+def _cells(rows: int, columns: int, device: torch.device) -> Tensor:
+    """Centres (x, y) [rows, columns, 2] of the cells of a picture, as fractions of its width and height."""
+    y = (torch.arange(rows, device=device) + 0.5) / rows
+    x = (torch.arange(columns, device=device) + 0.5) / columns
+    return torch.stack([x.expand(rows, columns), y[:, None].expand(rows, columns)], dim=2)
+
+
+def speeds(pictures: Tensor) -> Tensor:
+    """How fast things move across and down in pairs [N, 6, H, W]: [N, 4, H / 2, W / 2], from two scales.
+
+    The ratio of change to slope around each pixel (after Lucas and Kanade, 1981, the two axes apart), in pixels of
+    its scale a pair. A network finds this product of inputs late by itself.
+    """
+    found = []
+    for scale in (2, 4):
+        before, after = F.avg_pool2d(pictures, scale).chunk(2, dim=1)
+        padded, change = F.pad((before + after) / 2, (1, 1, 1, 1), "replicate"), after - before
+        across = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) / 2
+        down = (padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]) / 2
+        for slope in (across, down):
+            agreement = F.avg_pool2d((slope * change).mean(1, keepdim=True), 5, stride=1, padding=2)
+            strength = F.avg_pool2d(slope.square().mean(1, keepdim=True), 5, stride=1, padding=2)
+            found.append(F.interpolate((-agreement / (strength + 1e-3)).clamp(-3, 3), scale_factor=scale / 2))
+    return torch.cat(found, dim=1)
+
+
+def gaze_loss(gaze: Tensor, where: Tensor) -> Tensor:
+    """Cross-entropy of logits [B, V, h, w] and the cells around the subject's centre (x, y) [B, V, 2], fractions.
+
+    Knowing where the subject is, the network learns what it is in a fraction of the time. Off the picture counts not.
+    """
+    rows, columns = gaze.shape[2:]
+    size = torch.tensor([columns, rows], device=gaze.device)
+    offset = (_cells(rows, columns, gaze.device) - where[:, :, None, None]) * size
+    target = torch.exp(-offset.square().sum(-1)).flatten(2)
+    visible = ((where > 0) & (where < 1)).all(-1)
+    losses = F.cross_entropy(
+        gaze.flatten(2).flatten(0, 1), F.normalize(target, p=1, dim=2).flatten(0, 1), reduction="none"
+    )
+    return (losses * visible.flatten()).mean()
 
 
 def pair_starts(jitter: int = 0) -> Tensor:
@@ -148,8 +201,8 @@ def sample_pairs(video: Tensor, starts: Tensor, gap: int | Tensor) -> Tensor:
     return small.reshape(len(video), PAIRS, 2, 3, PIXELS, PIXELS)
 
 
-def mirror(pairs: Tensor, labels: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Clips and labels with those of `chosen` bool [B] mirrored: what went left goes right."""
+def mirror(pairs: Tensor, labels: Tensor, where: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Clips, labels and subjects' places with those of `chosen` bool [B] mirrored: what went left goes right."""
     values = list(ATTRIBUTES.items())
     flipped = labels.clone()
     for column, (name, names) in enumerate(values):
@@ -157,7 +210,8 @@ def mirror(pairs: Tensor, labels: Tensor, chosen: Tensor) -> tuple[Tensor, Tenso
             other = [names.index(_opposite(value)) for value in names]
             flipped[:, column] = torch.tensor(other, device=labels.device)[labels[:, column]]
     seen = torch.where(chosen[:, None, None, None, None, None], pairs.flip(-1), pairs)
-    return seen, torch.where(chosen[:, None], flipped, labels)
+    moved = torch.stack([1 - where[..., 0], where[..., 1]], dim=-1)
+    return seen, torch.where(chosen[:, None], flipped, labels), torch.where(chosen[:, None, None], moved, where)
 
 
 def _opposite(value: str) -> str:
@@ -201,11 +255,15 @@ def coarsen(pairs: Tensor, step: Tensor) -> Tensor:
 
 
 def labelled_clips(source: ClipSource) -> Callable[[int], Item]:
-    """A maker of clips uint8 [batch, 80, 3, PIXELS, PIXELS] and their class indices [batch, 7]."""
+    """A maker of clips uint8 [batch, 80, 3, PIXELS, PIXELS], their class indices, subjects' places [batch, 80, 2]."""
+    height, width = source.size
 
     def make(index: int) -> Item:
         indices, _, seed, start = source.scenes(index)
-        return {"pixels": shrink(source.render(indices, seed, start)), "labels": indices.to(source.device)}
+        x, y, _ = subject_paths(indices, CLIP_FRAMES, height, width, seed, start)
+        where = torch.stack([x * height / width, y], dim=2).to(source.device, torch.float32)
+        pixels = shrink(source.render(indices, seed, start))
+        return {"pixels": pixels, "labels": indices.to(source.device), "where": where}
 
     return make
 
@@ -216,15 +274,18 @@ def shrink(video: Tensor) -> Tensor:
     return torch.stack(parts)
 
 
-def training_batch(item: Item) -> tuple[Tensor, Tensor]:
-    """Worn pairs and labels of a pool's items, with the pairs at random times, 2 to 4 frames apart."""
-    video, labels = item["pixels"], item["labels"]
+def training_batch(item: Item) -> tuple[Tensor, Tensor, Tensor]:
+    """Worn pairs, labels and subjects' places [B, V, 2] of a pool's items, at random times and 2 to 4 frames apart."""
+    video, labels, where = item["pixels"], item["labels"], item["where"]
     device, count = video.device, len(video)
     gap = torch.randint(2, 5, (count, 1), device=device)
     starts = pair_starts().to(device) + torch.randint(-4, 5, (count, PAIRS), device=device)
     starts = torch.minimum(starts.clamp_min(0), CLIP_FRAMES - 1 - gap)
-    pairs, labels = mirror(sample_pairs(video, starts, gap), labels, torch.rand(count, device=device) < 0.5)
-    return wear(pairs), labels
+    clip = torch.arange(count, device=device)[:, None]
+    between = (where[clip, starts] + where[clip, starts + gap]) / 2
+    chosen = torch.rand(count, device=device) < 0.5
+    pairs, labels, between = mirror(sample_pairs(video, starts, gap), labels, between, chosen)
+    return wear(pairs), labels, between
 
 
 def accuracies(answers: Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
@@ -260,11 +321,13 @@ def train(out: Path, minutes: float, *, batch: int = 32, seed: int = 0, pool: in
     while not clock.over:
         if step % 8 == 0:
             clips.refresh()
-        pairs, labels = training_batch(clips.draw(batch))
+        pairs, labels, where = training_batch(clips.draw(batch))
         set_rate([optimizer], 2e-3 * learning_rate_factor(step, clock.fraction, warmup_steps=50, decay_from=0.4))
         with torch.autocast(device.type, torch.bfloat16, enabled=quick):
-            logits = model(pairs)
-        loss = torch.stack([F.cross_entropy(part.float(), labels[:, i]) for i, part in enumerate(logits)]).sum()
+            features, gaze = model.look(pairs)
+        logits = model.answers(features)
+        loss = torch.stack([F.cross_entropy(part, labels[:, i]) for i, part in enumerate(logits)]).sum()
+        loss = loss + gaze_loss(gaze, where)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -54,6 +54,13 @@ def test_a_seed_gives_the_same_bits_again_and_another_seed_other_ones(pipeline):
         assert np.abs(first[chunk].astype(int) - other[chunk]).mean() > 5
 
 
+def test_a_new_stream_ends_the_one_before(pipeline):
+    before = pipeline.stream(PROMPT)
+    next(before)
+    assert np.array_equal(play(pipeline, seed=11), play(pipeline, seed=11))
+    assert list(before) == []
+
+
 @pytest.mark.parametrize("frames", [1, 12, 13, 40])
 def test_as_many_frames_come_as_were_asked_for(pipeline, frames):
     found = play(pipeline, frames=frames)

@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -39,7 +40,7 @@ def assert_inside(file, index):
     size = file.stat().st_size
     spans = sorted((tensor.offset, tensor.offset + tensor.length) for tensor in index.values())
     assert all(8 <= begin <= end <= size for begin, end in spans)
-    assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:], strict=False))
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
     for tensor in index.values():
         items = dict(DTYPES.values())
         assert tensor.length == prod(tensor.shape) * items[tensor.dtype] and min(tensor.shape, default=0) >= 0
@@ -75,7 +76,10 @@ def test_a_truncated_file_is_refused(tmp_path, length):
 @shared_path
 @given(
     changes=st.lists(
-        st.tuples(st.integers(0, len(VALID) - 41), st.one_of(st.integers(0, 255), st.sampled_from(b'0123456789-"[]{},e.'))),
+        st.tuples(
+            st.integers(0, len(VALID) - 41),
+            st.one_of(st.integers(0, 255), st.sampled_from(b'0123456789-"[]{},e.')),
+        ),
         min_size=1, max_size=6,
     )
 )  # fmt: skip

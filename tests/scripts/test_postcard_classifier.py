@@ -39,12 +39,13 @@ def test_a_short_clip_is_refused() -> None:
 
 def test_training_draws_are_settled_by_the_seed() -> None:
     item = {"pixels": torch.randint(256, (3, CLIP_FRAMES, 3, PIXELS, PIXELS), dtype=torch.uint8)}
+    item["where"] = torch.rand(3, CLIP_FRAMES, 2)
     item["labels"] = torch.tensor([scene.indices() for scene in held_out_scenes(3, seed=1)])
     draws = []
     for _ in range(2):
         torch.manual_seed(5)
         draws.append(classifier.training_batch(item))
-    assert torch.equal(draws[0][0], draws[1][0]) and torch.equal(draws[0][1], draws[1][1])
+    assert all(torch.equal(one, other) for one, other in zip(*draws, strict=True))
     assert draws[0][0].min() >= 0 and draws[0][0].max() <= 1
 
 
@@ -55,16 +56,39 @@ def test_a_mirrored_clip_moves_the_other_way() -> None:
     ]
     pairs = torch.rand(len(scenes), PAIRS, 2, 3, 4, 4)
     labels, everyone = torch.tensor([scene.indices() for scene in scenes]), torch.ones(len(scenes), dtype=torch.bool)
-    flipped, turned = classifier.mirror(pairs, labels, everyone)
+    where = torch.tensor([0.25, 0.5]).expand(len(scenes), PAIRS, 2)
+    flipped, turned, moved = classifier.mirror(pairs, labels, where, everyone)
     assert torch.equal(flipped, pairs.flip(-1))
+    assert (moved == torch.tensor([0.75, 0.5])).all()
     swap = {"drifts left": "drifts right", "pans left": "pans right"}
     swap |= {after: before for before, after in swap.items()}
     for scene, row in zip(scenes, turned.tolist(), strict=True):
         found = Scene.from_indices(tuple(row))
         assert found.motion == swap.get(scene.motion, scene.motion)
         assert found.camera == swap.get(scene.camera, scene.camera)
-    assert torch.equal(classifier.mirror(flipped, turned, everyone)[1], labels)
-    assert torch.equal(classifier.mirror(pairs, labels, ~everyone)[1], labels)
+    assert torch.equal(classifier.mirror(flipped, turned, moved, everyone)[1], labels)
+    assert torch.equal(classifier.mirror(pairs, labels, where, ~everyone)[1], labels)
+
+
+def test_speeds_follow_the_camera() -> None:
+    clips = [Scene("forest", "noon", "clear", "kite", "red", "hovers", camera) for camera in ATTRIBUTES["camera"]]
+    video = render(clips, frames=CLIP_FRAMES, height=PIXELS, width=PIXELS, seed=1)
+    pairs = classifier.sample_pairs(video, classifier.pair_starts(), GAP)
+    found = classifier.speeds(pairs.flatten(2, 3).flatten(0, 1))
+    assert found.shape == (len(clips) * PAIRS, 4, PIXELS // 2, PIXELS // 2)
+    across = dict(
+        zip(ATTRIBUTES["camera"], found[:, 2].unflatten(0, (-1, PAIRS)).mean((1, 2, 3)).tolist(), strict=True)
+    )
+    assert across["pans left"] > 0.1 and across["pans right"] < -0.1 and abs(across["still"]) < 0.03
+
+
+def test_the_gaze_is_drawn_to_the_subject() -> None:
+    where = torch.tensor([0.3, 0.8]).expand(1, 1, 2)
+    cells = torch.full((64, 1, 1, 8, 8), -9.0)
+    cells.flatten(1)[range(64), range(64)] = 9.0
+    losses = [float(classifier.gaze_loss(gaze, where)) for gaze in cells]
+    assert int(np.argmin(losses)) == 6 * 8 + 2  # row 0.8 * 8, column 0.3 * 8
+    assert classifier.gaze_loss(cells[0], where + 1) == 0
 
 
 def test_coarsening_loses_detail_and_keeps_the_mean() -> None:
