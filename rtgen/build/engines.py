@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rtgen.build.graphs import read_tables
 from rtgen.engine.manifest import (
+    ITEM_SIZES,
     CompilerEntry,
     Component,
     ComponentEntry,
@@ -21,6 +23,7 @@ from rtgen.engine.manifest import (
     resolve_shape,
 )
 from rtgen.engine.memory_plan import CONTEXT_BYTES, GIB, activations_at, check, estimate
+from rtgen.models.registry import checkpoint_index
 
 if TYPE_CHECKING:
     from rtgen.build.plan import BuildPlan
@@ -41,7 +44,7 @@ class Compiled:
 def make_package(plan: BuildPlan, graphs: Path, folder: Path, progress: Progress) -> Manifest:
     """Fill ``folder`` and return its manifest, without the file hashes. Raises BuildError or MemoryPlanError."""
     tables = read_tables(graphs)
-    check_memory(plan, tables, _stored_bytes(plan, tables), dict.fromkeys(tables, 0))
+    check_memory(plan, tables, _loaded_bytes(plan, tables), dict.fromkeys(tables, 0))
     compiled = (
         _copy_graphs(plan, graphs, folder, tables)
         if plan.gpu.compiler == "onnxruntime"
@@ -73,10 +76,15 @@ def check_memory(
     return whole
 
 
-def _stored_bytes(plan: BuildPlan, tables: Mapping[Component, ComponentEntry]) -> dict[Component, int]:
-    return {
-        component: sum((plan.weights / name).stat().st_size for name in table.weights)
+def _loaded_bytes(plan: BuildPlan, tables: Mapping[Component, ComponentEntry]) -> dict[Component, int]:
+    """Bytes of each component's weights in the recipe's precision, whatever they are stored in."""
+    item = ITEM_SIZES[plan.recipe.precision]
+    indices = {
+        component: checkpoint_index([plan.weights / name for name in table.weights])
         for component, table in tables.items()
+    }
+    return {
+        component: sum(prod(tensor.shape) for tensor in index.values()) * item for component, index in indices.items()
     }
 
 
@@ -86,8 +94,7 @@ def _copy_graphs(plan: BuildPlan, graphs: Path, folder: Path, tables: Mapping[Co
         shutil.copyfile(graphs / table.file, folder / table.file)
         for name in table.weights:
             shutil.copyfile(plan.weights / name, folder / name)
-    stored = _stored_bytes(plan, tables)
-    return Compiled(tables, stored, dict.fromkeys(tables, 0))
+    return Compiled(tables, _loaded_bytes(plan, tables), dict.fromkeys(tables, 0))
 
 
 def _build_engines(

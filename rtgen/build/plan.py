@@ -5,6 +5,7 @@ Everything that can be refused is refused here, before any work.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,14 +13,20 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rtgen.build.request import BuildRequest
-from rtgen.build.toolchain import bundled_exporter, bundled_stages, exporter_sources, installed_exporter
+from rtgen.build.toolchain import (
+    builder_sources,
+    bundled_exporter,
+    bundled_stages,
+    exporter_sources,
+    installed_exporter,
+)
 from rtgen.config.gpu import Compiler, GpuConfig
 from rtgen.config.load import load_gpu, load_model, load_recipe, recipe_for
 from rtgen.config.locate import bundled_directory
 from rtgen.config.model import ModelConfig, ResolutionProfile, Size
 from rtgen.config.recipe import RecipeConfig
 from rtgen.engine.trt import TRAITS, installed_version, unsupported_reason
-from rtgen.errors import MissingDependencyError, SizeError
+from rtgen.errors import MissingDependencyError, NoGpuError, SizeError
 from rtgen.models.registry import COMPONENTS, checkpoint_files
 from rtgen.store.keys import JsonValue, fields_digest
 from rtgen.store.store import Store
@@ -120,6 +127,9 @@ class BuildPlan:
                 "model": self.model_digest,
                 "recipe": self.recipe.model_dump(mode="json", exclude={"title"}),
                 "compiler": {"name": self.gpu.compiler, "version": self.compiler_version},
+                "sources": builder_sources(),
+                # Engines of TensorRT for RTX and ONNX files serve every operating system; TensorRT's do not.
+                "platform": sys.platform if self.gpu.compiler == "tensorrt" else "any",
                 "compute_capability": self.gpu.compute_capability,
                 "vram_gib": self.gpu.vram_gib,
                 "gpu": self.gpu.name,
@@ -139,7 +149,23 @@ def plan_build(request: BuildRequest) -> BuildPlan:
     for component in COMPONENTS:
         checkpoint_files(component, model, weights)
     store = Store(request.store, bundled=[bundled_stages()])
-    return BuildPlan(store, gpu, model, recipe, profiles, weights, compiler_version(gpu))
+    found = compiler_version(gpu)
+    check_presence(gpu)
+    return BuildPlan(store, gpu, model, recipe, profiles, weights, found)
+
+
+def check_presence(gpu: GpuConfig) -> None:
+    """Raise NoGpuError for a compiler that can only compile for a GPU of the machine, where that GPU is absent."""
+    from rtgen.runtime.select import detect_gpus
+
+    if gpu.compiler != "tensorrt":
+        return
+    if all(found.compute_capability != gpu.compute_capability for found in detect_gpus()):
+        raise NoGpuError(
+            f"{TRAITS['tensorrt'].title} compiles on the GPU itself, and this machine has none of compute capability "
+            f"{gpu.compute_capability}",
+            hint=f"build {gpu.name} packages on such a machine; RTX targets build anywhere",
+        )
 
 
 def exact_profile(model: ModelConfig, size: Size) -> ResolutionProfile:

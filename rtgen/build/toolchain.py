@@ -13,6 +13,7 @@ from rtgen.errors import MissingDependencyError
 
 EXPORTER_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript")
 EXPORTER_SOURCES = ("models", "export", "passes", "plugins", "config/model.py", "engine/manifest.py")
+BUILDER_SOURCES = ("build", "engine", "runtime/schedule.py")
 RECORD = "exporter.json"
 
 
@@ -43,7 +44,17 @@ def installed_exporter() -> dict[str, str]:
 @cache
 def exporter_sources() -> str:
     """Digest of rtgen's own code that shapes exported graphs, and of the plugin kernels."""
+    return _sources(EXPORTER_SOURCES, data_directory("plugins"))
+
+
+@cache
+def builder_sources() -> str:
+    """Digest of rtgen's own code that makes packages out of graphs."""
+    return _sources(BUILDER_SOURCES)
+
+
+def _sources(names: tuple[str, ...], *more: Path) -> str:
     from rtgen.store.keys import tree_digest
 
     root = Path(rtgen.__file__).parent
-    return tree_digest(*(root / name for name in EXPORTER_SOURCES), data_directory("plugins"))
+    return tree_digest(*(root / name for name in names), *more)

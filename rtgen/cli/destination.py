@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rtgen.errors import OutputError, UsageError
 
-SUFFIXES = (".mp4", ".mkv", ".webm", ".gif")
+SUFFIXES = (".mp4", ".mkv", ".webm", ".gif", ".webp")
 """What rtgen.runtime.sink writes; repeated here, since its import is slow."""
 
 STANDARD_OUTPUT = "-"
@@ -41,7 +41,7 @@ def check_destination(destination: str) -> None:
     if destination == STANDARD_OUTPUT:
         return
     path = Path(destination)
-    is_folder = destination.endswith(("/", "\\")) or path.is_dir()
+    is_folder = destination.endswith(("/", "\\", ".png-folder")) or path.is_dir()
     if not is_folder and path.suffix.lower() not in SUFFIXES:
         problem = (
             f"'{path.suffix}' is not a video format rtgen writes" if path.suffix else f"'{destination}' has no suffix"

@@ -139,7 +139,7 @@ class WeightsConfig(Section):
     """Where the weights are. Files are named relative to ``directory``."""
 
     directory: str
-    """``bundled`` for weights inside the rtgen package; otherwise given on the command line by ``--weights``."""
+    """``bundled`` for weights inside the rtgen package, or a folder; ``--weights`` names another."""
     text_encoder: tuple[FileName, ...] = Field(min_length=1)
     denoiser: tuple[FileName, ...] = Field(min_length=1)
     decoder: tuple[FileName, ...] = Field(min_length=1)

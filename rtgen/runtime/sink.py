@@ -23,6 +23,7 @@ _CONTAINERS: Final[Mapping[str, tuple[str, Encoder]]] = {
     ".mkv": ("matroska", "libx264"),
     ".webm": ("webm", "libvpx-vp9"),
     ".gif": ("gif", "gif"),
+    ".webp": ("webp", "libwebp_anim"),
 }
 _FORMATS: Final = f"{', '.join(_CONTAINERS)}, a folder (frames/) for PNG frames, or - for stdout"
 
@@ -143,7 +144,7 @@ class Sink:
 
 
 def open_sink(output: str, *, frames_per_second: int, size: tuple[int, int], encoder: Encoder | None = None) -> Sink:
-    """A sink for ``output``: ``.mp4``, ``.mkv``, ``.webm``, ``.gif``, a folder for PNG frames, or ``-``.
+    """A sink for ``output``: ``.mp4``, ``.mkv``, ``.webm``, ``.gif``, ``.webp``, a folder for PNG frames, or ``-``.
 
     A name that ends in ``/``, in ``.png-folder`` or that is a folder gets lossless frames ``000000.png`` …; ``-`` is a
     Matroska stream of H.264 on stdout. ``size`` is height and width. ``encoder`` replaces ``libx264`` by

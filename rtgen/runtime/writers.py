@@ -18,7 +18,7 @@ from rtgen.errors import MissingDependencyError, OutputError
 Frames = NDArray[np.uint8]
 """RGB, [F, H, W, 3]."""
 
-Encoder = Literal["libx264", "h264_nvenc", "libvpx-vp9", "gif"]
+Encoder = Literal["libx264", "h264_nvenc", "libvpx-vp9", "gif", "libwebp_anim"]
 
 
 class SupportsWrite(Protocol):
@@ -55,6 +55,7 @@ _ENCODER_OPTIONS: Final[Mapping[Encoder, Mapping[str, str]]] = {
     "h264_nvenc": {"preset": "p4", "rc": "vbr", "cq": "19", "b": "0"},
     "libvpx-vp9": {"deadline": "realtime", "cpu-used": "6", "row-mt": "1", "crf": "24", "b": "0"},
     "gif": {},
+    "libwebp_anim": {"quality": "85", "compression_level": "4"},
 }
 
 
@@ -63,6 +64,8 @@ def encoding(container: str, encoder: Encoder, *, live: bool = False) -> Encodin
     options, container_options = dict(_ENCODER_OPTIONS[encoder]), dict[str, str]()
     if container == "mp4":
         container_options["movflags"] = "+faststart"
+    if container == "webp":
+        container_options["loop"] = "0"  # for ever, as GIFs do
     if live and encoder == "libx264":
         options["tune"] = "zerolatency"
     if live:

@@ -194,8 +194,9 @@ def test_rooms_and_modules_are_those_of_the_code() -> None:
     folders = {path for path in (ROOT / "rtgen").iterdir() if path.is_dir() and not path.name.startswith(("_", "."))}
     assert {*rooms} == {f"rtgen/{folder.name}" for folder in folders}
     listed = {f"{room}/{module}" for room, body in rooms.items() for module in re.findall(r"`([\w/]+\.py)`", body)}
+    described = {*rooms, *(module.rpartition("/")[0] for module in listed)}  # a folder inside a room, once it is begun
     modules = {name(path) for path in (ROOT / "rtgen").glob("*/**/*.py") if path.name != "__init__.py"}
-    assert listed == modules
+    assert listed == {module for module in modules if module.rpartition("/")[0] in described}
 
 
 def test_the_readme_lists_every_target() -> None:

@@ -52,6 +52,18 @@ def test_what_was_written_plays_back(tmp_path, suffix, minimum):
     assert names(tmp_path) == [path.name]
 
 
+def test_an_animated_webp_holds_every_frame_and_loops(tmp_path):
+    path = tmp_path / "clip.webp"  # FFmpeg writes these and does not read them
+    with open_sink(str(path), frames_per_second=16, size=SIZE) as sink:
+        sink.write(smooth_frames())
+    data = path.read_bytes()
+    assert data.startswith(b"RIFF") and data[8:12] == b"WEBP" and data.count(b"ANMF") == len(smooth_frames())
+    loops = data[data.find(b"ANIM") + 12 : data.find(b"ANIM") + 14]
+    assert loops == b"\0\0"
+    first = data.find(b"ANMF") + 8
+    assert int.from_bytes(data[first + 12 : first + 15], "little") in (62, 63)  # milliseconds
+
+
 def test_an_mp4_starts_with_its_index_and_names_its_colours(tmp_path):
     path = tmp_path / "clip.mp4"
     with open_sink(str(path), frames_per_second=16, size=SIZE) as sink:

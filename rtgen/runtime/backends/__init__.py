@@ -29,7 +29,7 @@ def open_backend(package: "Package", name: str = "auto") -> Backend:
     compiler = package.manifest.compiler.name
     if name not in ("auto", compiler):
         problem = f"the package was made with {compiler}" if name in MODULES else f"there is no backend '{name}'"
-        raise UsageError(f"{problem}, so it runs with '{compiler}' only", hint="leave --backend out")
+        raise UsageError(f"{problem}, so it runs with '{compiler}' only", hint="open it without naming a backend")
     if package.manifest.target.compute_capability is not None:
         check_gpu(package.manifest)
     module = import_module(MODULES[compiler])
