@@ -14,7 +14,14 @@ KERNEL = """
 extern "C" __global__ void scale(float* values, float factor) { values[threadIdx.x] *= factor; }
 """
 ARCHITECTURE = "sm_89"
-ENCODERS = {"libx264": "yuv420p", "h264_nvenc": "yuv420p", "libvpx-vp9": "yuv420p", "libwebp_anim": "yuv420p", "gif": "rgb8", "png": "rgb24"}
+ENCODERS = {
+    "libx264": "yuv420p",
+    "h264_nvenc": "yuv420p",
+    "libvpx-vp9": "yuv420p",
+    "libwebp_anim": "yuv420p",
+    "gif": "rgb8",
+    "png": "rgb24",
+}
 """FFmpeg encoders and a pixel format that each takes."""
 
 

@@ -41,7 +41,7 @@ def _video_on_stdout(ctx: click.Context, parameter: click.Parameter, value: str 
 @click.option("--frames", metavar="N", type=int, help="Length of the video in frames.")
 @click.option(
     "-o", "--output", "destination", metavar="FILE", is_eager=True, callback=_video_on_stdout,
-    help=".mp4, .mkv, .webm, .gif or .webp file, folder/ for images, or - for stdout. Named after the prompt by default.",
+    help=".mp4, .mkv, .webm, .gif or .webp, folder/ for images, or - for stdout. Named after the prompt by default.",
 )  # fmt: skip
 @click.option("--no-build", is_flag=True, help="Fail if the package is missing, instead of building it.")
 def run(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-"""The types of weights that are read."""
+"""The types of weights that are read; tensors of other types are known, but not loaded."""
 
 
 class LazyTensor(Protocol):
@@ -29,7 +29,7 @@ class LazyTensor(Protocol):
 
     @property
     def dtype(self) -> str:
-        """``float32``, ``float16`` or ``bfloat16``."""
+        """A torch type without ``torch.``; only those of ``ITEM_BYTES`` can be loaded."""
 
     def load(self) -> Tensor:
         """The whole tensor. Raises CheckpointError when the file cannot be read."""
@@ -79,6 +79,8 @@ class FileTensor:
     def _read(self, stream: BinaryIO, begin: int, count: int) -> Tensor:
         import torch
 
+        if self.dtype not in ITEM_BYTES:
+            raise CheckpointError(f"{self.file.name}: {self.dtype} is not a type of weights")
         item = ITEM_BYTES[self.dtype]
         buffer = bytearray(count * item)
         try:

@@ -7,6 +7,7 @@ nothing. Files come from strangers, so every place is then checked against the a
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rtgen.errors import CheckpointError
-from rtgen.models.checkpoints.lazy import ITEM_BYTES, FileTensor, span
+from rtgen.models.checkpoints.lazy import FileTensor, span
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,7 +112,8 @@ def _load(file: Path) -> Any:
     import torch
 
     try:
-        return torch.load(file, map_location="meta", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of odd pickles, which the checks here judge
+            return torch.load(file, map_location="meta", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # a damaged pickle can fail in any way
@@ -136,16 +138,16 @@ def _place(file: Path, name: object, value: object, records: Mapping[int, int]) 
 
     if not isinstance(value, torch.Tensor):
         raise CheckpointError(f"{file.name}: {name!r} is a {type(value).__name__} and not a tensor")
-    dtype = str(value.dtype).removeprefix("torch.")
-    if dtype not in ITEM_BYTES or value.layout != torch.strided:
-        raise CheckpointError(f"{file.name}: {name!r} is a {dtype} tensor, which is not a type of weights")
-    begin = getattr(value.untyped_storage(), "_checkpoint_offset", None)
-    shape = tuple(value.shape)
+    if value.layout != torch.strided:
+        raise CheckpointError(f"{file.name}: {name!r} is a {value.layout} tensor, and weights are dense")
+    begin = getattr(value.untyped_storage(), "_checkpoint_offset", -1)
+    shape, first = tuple(value.shape), int(value.storage_offset())
     stride = None if value.is_contiguous() else tuple(value.stride())
-    end = (value.storage_offset() + span(shape, stride)) * ITEM_BYTES[dtype]
-    if begin not in records or end > records[begin] or _overlaps(value):
+    end = (first + span(shape, stride)) * value.element_size()
+    if end > records.get(begin, -1) or _overlaps(value):
         raise CheckpointError(f"{file.name} is damaged: {name!r} does not lie in it", hint=AGAIN)
-    return FileTensor(file, begin + value.storage_offset() * ITEM_BYTES[dtype], dtype, shape, stride)
+    dtype = str(value.dtype).removeprefix("torch.")
+    return FileTensor(file, begin + first * value.element_size(), dtype, shape, stride)
 
 
 def _overlaps(value: Tensor) -> bool:
