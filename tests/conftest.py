@@ -1,13 +1,14 @@
-"""Two models that are small enough to be exported and built in a test, with random weights.
+"""Models that are small enough to be exported and built in a test, with random weights.
 
 ``tiny`` is a postcard in small. ``tiny-wan`` has what the postcard lacks of Wan: the autoencoder of Wan 2.1, whose
-first latent frame is a single pixel frame, and Self-Forcing's sampler.
+first latent frame is a single pixel frame, and Self-Forcing's sampler. ``tiny-taehv`` is the same with TAEHV for a
+decoder, and ``tiny-host`` is ``tiny`` with its text encoder on the host.
 
 Everything heavy is imported inside the fixtures, so that tests of the runtime alone still run without torch.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -81,10 +82,19 @@ WAN_DIFFERENCES = {
     "pixel_patch = 2": "pixel_patch = 1",
     'sampler = "euler"': 'sampler = "renoise"',
 }
-CONFIGS = {"tiny": TINY, "tiny-wan": TINY}
-for before, after in WAN_DIFFERENCES.items():
-    assert before in TINY
-    CONFIGS["tiny-wan"] = CONFIGS["tiny-wan"].replace(before, after)
+HOST_DIFFERENCES = {'name = "tiny"': 'name = "tiny-host"', "max_tokens = 12": 'max_tokens = 12\nruns_on = "host"'}
+TAEHV_DIFFERENCES = {'name = "tiny-wan"': 'name = "tiny-taehv"\ndecoder = "taehv"'}
+
+
+def changed(text: str, differences: dict[str, str]) -> str:
+    for before, after in differences.items():
+        assert before in text
+        text = text.replace(before, after)
+    return text
+
+
+CONFIGS = {"tiny": TINY, "tiny-wan": changed(TINY, WAN_DIFFERENCES), "tiny-host": changed(TINY, HOST_DIFFERENCES)}
+CONFIGS["tiny-taehv"] = changed(CONFIGS["tiny-wan"], TAEHV_DIFFERENCES)
 
 
 @dataclass(frozen=True)
@@ -143,9 +153,16 @@ def write_weights(folder: Path, config: Any) -> None:
     save_tokenizer(folder / "tokenizer.json")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RTGEN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tiny]:
-    """Both models by name, in one store."""
+    """All models by name, in one store."""
     pytest.importorskip("torch")
     root = tmp_path_factory.mktemp("models")
     (root / "configs" / "models").mkdir(parents=True)

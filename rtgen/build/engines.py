@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rtgen.build.graphs import read_tables
+from rtgen.build.weight_places import loaded_bytes, weights_folder
 from rtgen.engine.manifest import (
     ITEM_SIZES,
     CompilerEntry,
@@ -23,7 +23,6 @@ from rtgen.engine.manifest import (
     resolve_shape,
 )
 from rtgen.engine.memory_plan import CONTEXT_BYTES, GIB, activations_at, check, estimate
-from rtgen.models.registry import checkpoint_index
 
 if TYPE_CHECKING:
     from rtgen.build.plan import BuildPlan
@@ -44,7 +43,7 @@ class Compiled:
 def make_package(plan: BuildPlan, graphs: Path, folder: Path, progress: Progress) -> Manifest:
     """Fill ``folder`` and return its manifest, without the file hashes. Raises BuildError or MemoryPlanError."""
     tables = read_tables(graphs)
-    check_memory(plan, tables, _loaded_bytes(plan, tables), dict.fromkeys(tables, 0))
+    check_memory(plan, tables, _loaded_bytes(plan, graphs, tables), dict.fromkeys(tables, 0))
     compiled = (
         _copy_graphs(plan, graphs, folder, tables)
         if plan.gpu.compiler == "onnxruntime"
@@ -76,25 +75,23 @@ def check_memory(
     return whole
 
 
-def _loaded_bytes(plan: BuildPlan, tables: Mapping[Component, ComponentEntry]) -> dict[Component, int]:
-    """Bytes of each component's weights in the recipe's precision, whatever they are stored in."""
+def _loaded_bytes(plan: BuildPlan, graphs: Path, tables: Mapping[Component, ComponentEntry]) -> dict[Component, int]:
+    """Bytes of each component's weights in the recipe's precision, whatever they are stored in, or as quantized."""
     item = ITEM_SIZES[plan.recipe.precision]
-    indices = {
-        component: checkpoint_index([plan.weights / name for name in table.weights])
-        for component, table in tables.items()
-    }
-    return {
-        component: sum(prod(tensor.shape) for tensor in index.values()) * item for component, index in indices.items()
-    }
+    return {component: loaded_bytes(table, graphs, plan.weights, item) for component, table in tables.items()}
 
 
 def _copy_graphs(plan: BuildPlan, graphs: Path, folder: Path, tables: Mapping[Component, ComponentEntry]) -> Compiled:
     """ONNX Runtime compiles when it loads: the package holds the graphs and the weights they refer to."""
     for table in tables.values():
-        shutil.copyfile(graphs / table.file, folder / table.file)
-        for name in table.weights:
-            shutil.copyfile(plan.weights / name, folder / name)
-    return Compiled(tables, _loaded_bytes(plan, tables), dict.fromkeys(tables, 0))
+        _copy_graph(plan, graphs, folder, table)
+    return Compiled(tables, _loaded_bytes(plan, graphs, tables), dict.fromkeys(tables, 0))
+
+
+def _copy_graph(plan: BuildPlan, graphs: Path, folder: Path, table: ComponentEntry) -> None:
+    shutil.copyfile(graphs / table.file, folder / table.file)
+    for name in table.weights:
+        shutil.copyfile(weights_folder(table, graphs, plan.weights) / name, folder / name)
 
 
 def _build_engines(
@@ -107,12 +104,16 @@ def _build_engines(
     weights: dict[Component, int] = {}
     activations: dict[Component, int] = {}
     for component, table in tables.items():
+        if table.runs_on == "host":
+            _copy_graph(plan, graphs, folder, table)
+            components[component], weights[component], activations[component] = table, 0, 0
+            continue
         file = f"{component}.engine"
         job = EngineJob(
             component,
             plan.gpu.compiler,
             graphs / table.file,
-            plan.weights,
+            weights_folder(table, graphs, plan.weights),
             folder / file,
             plan.gpu.compute_capability,
             tuple(shape_ranges(plan, table, profile) for profile in plan.profiles) if is_dynamic(table) else (),
@@ -163,10 +164,11 @@ def describe_package(plan: BuildPlan, components: Mapping[Component, ComponentEn
         latent_channels=model.autoencoder.latent_channels,
         spatial_stride=model.autoencoder.spatial_stride,
         temporal_stride=model.autoencoder.temporal_stride,
-        single_first_frame=model.autoencoder.single_first_frame,
+        dropped_frames=model.dropped_frames,
         chunk=model.cache.chunk,
         window=model.cache.window,
         sink=model.cache.sink,
+        position_limit=model.cache.position_limit,
         sigmas=sigmas(model.schedule.timesteps, model.schedule.shift),
         sampler=model.schedule.sampler,
         rope_split=model.denoiser.rope_split,

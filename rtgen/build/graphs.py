@@ -55,28 +55,40 @@ def _export(plan: BuildPlan, component: Component, folder: Path) -> ComponentEnt
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     from rtgen.export.components import export_component, weight_names
-    from rtgen.models.registry import load
+    from rtgen.models.registry import load, outline
     from rtgen.passes.base import run_passes
     from rtgen.passes.bind_weights import BindWeights
+    from rtgen.passes.gather_stored import GatherStored
     from rtgen.passes.simplify import Simplify
 
-    module, index = load(component, plan.model, plan.weights, plan.recipe.precision)
-    graph = export_component(component, plan.model, module, plan.recipe.precision)
+    precision, on_host = plan.precision_of(component), plan.runs_on(component) == "host"
+    # In float32 the weights of a host component would not fit in memory, and a graph holds none.
+    module, index = (outline if on_host else load)(component, plan.model, plan.weights, precision)
+    graph = export_component(component, plan.model, module, precision)
     names = weight_names(module, graph)
     stored = {initializer: index[name] for initializer, name in names.items()}
     # The exporter's stack traces hold this machine's paths.
     forget_origin = ClearMetadataAndDocStringPass()
-    run_passes(graph.model, [Simplify(frozenset(names)), BindWeights(stored), forget_origin])
+    passes: list[ir.passes.PassBase] = [Simplify(frozenset(names)), BindWeights(stored), forget_origin]
+    run_passes(graph.model, [*passes, GatherStored()] if on_host else passes)
     file = f"{component}.onnx"
     ir.save(graph.model, folder / file)
     weights = tuple(sorted({place.file.name for place in stored.values()}))
-    return ComponentEntry(file=file, weights=weights, inputs=graph.inputs, outputs=graph.outputs, states=graph.states)
+    return ComponentEntry(
+        file=file,
+        weights=weights,
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        states=graph.states,
+        runs_on=plan.runs_on(component),
+    )
 
 
 def make_graphs(plan: BuildPlan, exported: Path, folder: Path, progress: Progress) -> None:
     """Run the passes that prepare exported graphs for the compiler of the plan's GPU."""
     import onnx_ir as ir
 
+    from rtgen.build.weight_places import pass_on
     from rtgen.passes.attach_functions import AttachFunctions
     from rtgen.passes.base import run_passes
     from rtgen.passes.fix_dimension import FixDimension
@@ -90,6 +102,7 @@ def make_graphs(plan: BuildPlan, exported: Path, folder: Path, progress: Progres
             passes.append(FixDimension("ring", plan.fixed_ring))
             tables[component] = _with_fixed_ring(table, plan.fixed_ring)
         ir.save(run_passes(model, passes), folder / table.file)
+        pass_on(table, exported, folder)
     write_tables(folder, tables)
     progress.update("passes", 1.0)
 

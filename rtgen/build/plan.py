@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
+
+from platformdirs import user_data_dir
 
 from rtgen.build.request import BuildRequest
 from rtgen.build.toolchain import (
@@ -19,19 +22,23 @@ from rtgen.build.toolchain import (
     bundled_stages,
     exporter_sources,
     installed_exporter,
+    quantizer_sources,
 )
+from rtgen.build.weights import published_key, published_sources
 from rtgen.config.gpu import Compiler, GpuConfig
 from rtgen.config.load import load_gpu, load_model, load_recipe, recipe_for
 from rtgen.config.locate import bundled_directory
 from rtgen.config.model import ModelConfig, ResolutionProfile, Size
-from rtgen.config.recipe import RecipeConfig
+from rtgen.config.recipe import Precision, RecipeConfig
+from rtgen.engine.manifest import Component
 from rtgen.engine.trt import TRAITS, installed_version, unsupported_reason
 from rtgen.errors import MissingDependencyError, NoGpuError, SizeError
+from rtgen.models.checkpoints.layouts import Source
 from rtgen.models.registry import COMPONENTS, checkpoint_files
 from rtgen.store.keys import JsonValue, fields_digest
 from rtgen.store.store import Store
 
-ARCHITECTURE = ("text_encoder", "denoiser", "cache", "autoencoder")
+ARCHITECTURE = ("text_encoder", "denoiser", "cache", "autoencoder", "decoder")
 """Sections of a model config that its graphs depend on."""
 
 LARGEST_SIDE = 4096
@@ -48,7 +55,10 @@ class BuildPlan:
     recipe: RecipeConfig
     profiles: tuple[ResolutionProfile, ...]
     weights: Path
+    """Folder of the weights as the build uses them, or as they were published, until the walk has converted them."""
     compiler_version: str
+    published: Mapping[str, Source] | None = None
+    """Files to convert first."""
 
     @cached_property
     def largest(self) -> Mapping[str, int]:
@@ -58,6 +68,14 @@ class BuildPlan:
     def sizes_at(self, size: Size) -> dict[str, int]:
         """The symbolic dimensions of a frame size in pixels."""
         return {"rows": size[0] // self.model.size_step[0], "columns": size[1] // self.model.size_step[1]}
+
+    def runs_on(self, component: Component) -> Literal["device", "host"]:
+        """Where a component runs; see ``rtgen.engine.manifest.ComponentEntry``."""
+        return self.model.text_encoder.runs_on if component == "text_encoder" else "device"
+
+    def precision_of(self, component: Component) -> Precision:
+        """What a component computes in: the recipe is about the device, and processors compute in float32."""
+        return "float32" if self.runs_on(component) == "host" else self.recipe.precision
 
     @cached_property
     def fixed_ring(self) -> int | None:
@@ -73,6 +91,8 @@ class BuildPlan:
     def graph_digest(self) -> str:
         """Of what shapes the graphs: the architecture and the weights."""
         fields: dict[str, JsonValue] = self.model.model_dump(mode="json", include=set(ARCHITECTURE))
+        if self.published is not None:
+            return fields_digest({**fields, "weights": self.weights_key})
         for component in COMPONENTS:
             files = checkpoint_files(component, self.model, self.weights)
             # The graphs refer to the files by name.
@@ -84,8 +104,15 @@ class BuildPlan:
         """Of everything about the model that a package holds."""
         fields: dict[str, JsonValue] = self.model.model_dump(mode="json", exclude={"resolution", "title", "weights"})
         fields["graphs"] = self.graph_digest
-        fields["tokenizer"] = self.store.file_digest(self.weights / self.model.weights.tokenizer)
+        if self.published is None:  # else it is one of the files that the graphs' digest stands for
+            fields["tokenizer"] = self.store.file_digest(self.weights / self.model.weights.tokenizer)
         return fields_digest(fields)
+
+    @cached_property
+    def weights_key(self) -> str:
+        """Of the converted weights."""
+        assert self.published is not None
+        return published_key(dict(self.published), self.store)
 
     @cached_property
     def exporter(self) -> Mapping[str, str]:
@@ -103,6 +130,11 @@ class BuildPlan:
         return self._export_key(self.exporter)
 
     @cached_property
+    def quantize_key(self) -> str:
+        """Of the graphs with quantized weights, for a recipe that has any."""
+        return self._quantize_key(self.exporter)
+
+    @cached_property
     def graphs_key(self) -> str:
         return self._graphs_key(self.exporter)
 
@@ -117,7 +149,18 @@ class BuildPlan:
         )
 
     def _graphs_key(self, exporter: Mapping[str, str]) -> str:
-        return fields_digest({"export": self._export_key(exporter), "fixed_ring": self.fixed_ring})
+        before = self._export_key(exporter) if self.recipe.weights is None else self._quantize_key(exporter)
+        return fields_digest({"export": before, "fixed_ring": self.fixed_ring})
+
+    def _quantize_key(self, exporter: Mapping[str, str]) -> str:
+        assert self.recipe.weights is not None
+        return fields_digest(
+            {
+                "export": self._export_key(exporter),
+                "weights": self.recipe.weights.model_dump(mode="json"),
+                "sources": quantizer_sources(),
+            }
+        )
 
     @cached_property
     def package_key(self) -> str:
@@ -146,12 +189,13 @@ def plan_build(request: BuildRequest) -> BuildPlan:
     recipe_for(gpu, recipe)
     profiles = tuple(exact_profile(model, size) for size in request.sizes) or model.resolution.profiles
     weights = request.weights or weights_directory(model)
-    for component in COMPONENTS:
+    published = published_sources(model, weights) if model.weights.published else None
+    for component in COMPONENTS if published is None else ():
         checkpoint_files(component, model, weights)
     store = Store(request.store, bundled=[bundled_stages()])
     found = compiler_version(gpu)
     check_presence(gpu)
-    return BuildPlan(store, gpu, model, recipe, profiles, weights, found)
+    return BuildPlan(store, gpu, model, recipe, profiles, weights, found, published)
 
 
 def check_presence(gpu: GpuConfig) -> None:
@@ -187,6 +231,8 @@ def weights_directory(model: ModelConfig) -> Path:
     """Where the weights are unless the user says otherwise."""
     if model.weights.directory == "bundled":
         return bundled_directory(model.name)
+    if model.weights.directory == "":
+        return Path(user_data_dir("rtgen", appauthor=False)) / "models" / model.name
     return Path(model.weights.directory).expanduser()
 
 

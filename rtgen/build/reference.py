@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rtgen.build.graphs import read_tables
+from rtgen.build.weight_places import weights_folder
 from rtgen.engine.manifest import Component, ComponentEntry, TensorEntry, resolve_shape
 from rtgen.errors import BuildError
 from rtgen.runtime.cpu import thread_count
@@ -19,7 +20,7 @@ class ReferenceBackend:
     """ONNX Runtime on the processor with every graph optimization off, and no buffers kept between runs.
 
     Operators that have no float16 kernel are computed in float32. ``graphs`` is the folder of a build's graphs,
-    ``weights`` the folder of the files that they refer to.
+    ``weights`` the folder of the checkpoint that those refer to which are not quantized.
     """
 
     name = "reference"
@@ -32,7 +33,9 @@ class ReferenceBackend:
     def open(self, component: str) -> ReferenceSession:
         """Load a graph. Raises BuildError for one that ONNX Runtime does not accept."""
         table = self._tables[component]  # type: ignore[index]  # a KeyError for any other name is right
-        return ReferenceSession(table, _load(self._graphs / table.file, self._weights))
+        return ReferenceSession(
+            table, _load(self._graphs / table.file, weights_folder(table, self._graphs, self._weights))
+        )
 
     def close(self) -> None:
         pass

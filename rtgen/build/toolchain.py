@@ -12,7 +12,8 @@ from rtgen.config.locate import bundled_directory, data_directory
 from rtgen.errors import MissingDependencyError
 
 EXPORTER_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript")
-EXPORTER_SOURCES = ("models", "export", "passes", "plugins", "config/model.py", "engine/manifest.py")
+EXPORTER_SOURCES = ("export", "passes", "plugins", "config/model.py", "engine/manifest.py")
+QUANTIZER_SOURCES = ("quantize",)
 BUILDER_SOURCES = ("build", "engine", "runtime/schedule.py")
 RECORD = "exporter.json"
 
@@ -44,7 +45,14 @@ def installed_exporter() -> dict[str, str]:
 @cache
 def exporter_sources() -> str:
     """Digest of rtgen's own code that shapes exported graphs, and of the plugin kernels."""
-    return _sources(EXPORTER_SOURCES, data_directory("plugins"))
+    models = sorted((Path(rtgen.__file__).parent / "models").glob("*.py"))  # the readers of checkpoints shape none
+    return _sources(EXPORTER_SOURCES, *models, data_directory("plugins"))
+
+
+@cache
+def quantizer_sources() -> str:
+    """Digest of rtgen's own code that quantizes weights; its passes are among the exporter's sources."""
+    return _sources(QUANTIZER_SOURCES)
 
 
 @cache

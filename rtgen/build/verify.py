@@ -12,7 +12,7 @@ from rtgen.build.lockstep import LockstepBackend
 from rtgen.build.plan import BuildPlan, plan_build
 from rtgen.build.reference import ReferenceBackend
 from rtgen.build.request import BuildRequest
-from rtgen.build.walk import export
+from rtgen.build.walk import graphs_and_weights
 from rtgen.config.load import load_model
 from rtgen.engine.package import Package, open_package
 from rtgen.errors import PackageMismatchError
@@ -73,9 +73,9 @@ def compare_with_onnxruntime(
     opened = open_package(package, progress)
     if opened.manifest.target.compute_capability is not None:
         check_gpu(opened.manifest)  # before graphs are made in vain
-    plan, request = plan_of(opened.manifest, weights, store)
-    graphs = export(request, progress)
-    return compare_package(opened, graphs, plan.weights, progress)
+    _, request = plan_of(opened.manifest, weights, store)
+    graphs, files = graphs_and_weights(request, progress)
+    return compare_package(opened, graphs, files, progress)
 
 
 def plan_of(manifest: Manifest, weights: Path | None, store: Path | None) -> tuple[BuildPlan, BuildRequest]:
@@ -115,10 +115,8 @@ def compare_package(package: Package, graphs: Path, weights: Path, progress: Pro
     progress.update("compare", 0.0, "loading")
     reference = ReferenceBackend(graphs, weights)
     with closing(LockstepBackend(open_backend(package), reference, observe)) as backend:
-        pipeline = Pipeline(package, backend)
-        frames = CHUNKS * model.chunk * model.temporal_stride
-        if model.single_first_frame:
-            frames -= model.temporal_stride - 1
+        pipeline = Pipeline(package, backend, remember_prompts=False)  # the text encoder is to be compared too
+        frames = CHUNKS * model.chunk * model.temporal_stride - model.dropped_frames
         made = 0
         for chunk in pipeline.stream(model.example_prompts[0], frames=frames):
             made += len(chunk)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rtgen.build.engines import make_package
 from rtgen.build.graphs import make_export, make_graphs
 from rtgen.build.plan import BuildPlan, plan_build
+from rtgen.build.quantized import STAGE, make_quantized
+from rtgen.build.weights import convert_published
 from rtgen.engine.package import read_manifest
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def build(request: BuildRequest, progress: Progress) -> BuildOutcome:
         plan.model.name,
         plan.gpu.name,
         plan.package_key,
-        lambda folder: make_package(plan, walk.graphs(), folder, progress),
+        walk.fill_package,
         on_wait=walk.waiting,
         progress=progress,
     )
@@ -69,7 +71,13 @@ def build(request: BuildRequest, progress: Progress) -> BuildOutcome:
 
 def export(request: BuildRequest, progress: Progress) -> Path:
     """The folder with the graphs that a request's compiler would be given."""
-    return _Walk(plan_build(request), progress).graphs()
+    return graphs_and_weights(request, progress)[0]
+
+
+def graphs_and_weights(request: BuildRequest, progress: Progress) -> tuple[Path, Path]:
+    """The folder with a request's graphs, and the one with the weight files that they refer to."""
+    walk = _Walk(plan_build(request), progress)
+    return walk.graphs(), walk.converted().weights
 
 
 def _forget(plan: BuildPlan) -> None:
@@ -84,19 +92,49 @@ class _Walk:
     def __init__(self, plan: BuildPlan, progress: Progress) -> None:
         self.plan, self.progress = plan, progress
         self.timings: list[StageTiming] = []
+        self._weights: Path | None = None
 
     def waiting(self) -> None:
         self.progress.note("another rtgen is building this already: waiting for it")
 
+    def fill_package(self, folder: Path) -> Manifest:
+        """Make the package in ``folder``."""
+        return make_package(self.converted(), self.graphs(), folder, self.progress)
+
+    def converted(self) -> BuildPlan:
+        """The plan with the weights as the build uses them."""
+        plan, progress = self.plan, self.progress
+        sources = plan.published
+        if sources is None:
+            return plan
+        if self._weights is None:
+            self._weights = self._stage(
+                "weights",
+                plan.weights_key,
+                lambda folder: convert_published(plan.model, dict(sources), folder, progress),
+            )
+        return replace(plan, weights=self._weights)
+
     def graphs(self) -> Path:
         plan, progress = self.plan, self.progress
         return self._stage(
-            "graphs", plan.graphs_key, lambda folder: make_graphs(plan, self.exported(), folder, progress)
+            "graphs", plan.graphs_key, lambda folder: make_graphs(plan, self.prepared(), folder, progress)
+        )
+
+    def prepared(self) -> Path:
+        """The exported graphs, with their weights quantized where the recipe says so."""
+        plan, progress = self.plan, self.progress
+        if plan.recipe.weights is None:
+            return self.exported()
+        return self._stage(
+            STAGE,
+            plan.quantize_key,
+            lambda folder: make_quantized(self.converted(), self.exported(), folder, progress),
         )
 
     def exported(self) -> Path:
         plan, progress = self.plan, self.progress
-        return self._stage("export", plan.export_key, lambda folder: make_export(plan, folder, progress))
+        return self._stage("export", plan.export_key, lambda folder: make_export(self.converted(), folder, progress))
 
     def _stage(self, kind: str, key: str, make: Callable[[Path], None]) -> Path:
         made = False

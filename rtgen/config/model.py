@@ -29,6 +29,8 @@ class TextEncoderConfig(Section):
     max_distance: int = Field(default=128, gt=0)
     max_tokens: int = Field(gt=0)
     """Prompts are cut and padded to this many tokens."""
+    runs_on: Literal["device", "host"] = "device"
+    """``host``: beside the GPU, in main memory and only while a prompt is encoded, for encoders that fill a GPU."""
 
 
 class DenoiserConfig(Section):
@@ -61,6 +63,8 @@ class CacheConfig(Section):
     chunk: int = Field(default=3, gt=0)
     window: int = Field(gt=0)
     sink: int = Field(default=0, ge=0)
+    position_limit: int = Field(default=1024, gt=0)
+    """Latent frames that the positions in time reach (Wan's rotary table); longer streams count them anew."""
 
     @model_validator(mode="after")
     def _whole_chunks(self) -> Self:
@@ -68,6 +72,8 @@ class CacheConfig(Section):
             raise ValueError(f"window {self.window} and sink {self.sink} must be multiples of chunk {self.chunk}")
         if self.window < self.sink + 2 * self.chunk and self.sink:
             raise ValueError("the window must hold the sink, one past chunk and the chunk being generated")
+        if self.window > self.position_limit:
+            raise ValueError(f"window {self.window} reaches past position_limit {self.position_limit}")
         return self
 
 
@@ -139,13 +145,23 @@ class WeightsConfig(Section):
     """Where the weights are. Files are named relative to ``directory``."""
 
     directory: str
-    """``bundled`` for weights inside the rtgen package, or a folder; ``--weights`` names another."""
-    text_encoder: tuple[FileName, ...] = Field(min_length=1)
-    denoiser: tuple[FileName, ...] = Field(min_length=1)
-    decoder: tuple[FileName, ...] = Field(min_length=1)
-    """Safetensors files of each component, in parts where one would be too large."""
-    tokenizer: FileName
+    """``bundled`` for those inside the rtgen package, a folder, or empty for ``models/NAME`` in the user's data folder;
+    ``--weights`` names another."""
+    published: Literal["self-forcing", "longlive", "wan"] | None = None
+    """Whose published files they are (``rtgen.models.checkpoints.layouts``); they are converted before use."""
+    text_encoder: tuple[FileName, ...] = ()
+    denoiser: tuple[FileName, ...] = ()
+    decoder: tuple[FileName, ...] = ()
+    """Safetensors files of each component, in parts where one would be too large; none are named for published ones."""
+    tokenizer: FileName = "tokenizer.json"
     licence: str
+
+    @model_validator(mode="after")
+    def _named_or_published(self) -> Self:
+        named = [bool(files) for files in (self.text_encoder, self.denoiser, self.decoder)]
+        if any(named) if self.published else not all(named):
+            raise ValueError("name the files of text_encoder, denoiser and decoder, or say whose are published")
+        return self
 
 
 class ModelConfig(Section):
@@ -154,6 +170,8 @@ class ModelConfig(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
     title: str
     frames_per_second: int = Field(gt=0)
+    decoder: Literal["vae", "taehv"] = "vae"
+    """What turns latents into frames: the autoencoder's own decoder, or the tiny one trained to stand in for Wan's."""
     example_prompts: tuple[str, ...] = Field(min_length=1)
     text_encoder: TextEncoderConfig
     denoiser: DenoiserConfig
@@ -162,6 +180,19 @@ class ModelConfig(Section):
     schedule: ScheduleConfig
     resolution: ResolutionConfig
     weights: WeightsConfig
+
+    @model_validator(mode="after")
+    def _strides_of_the_tiny_decoder(self) -> Self:
+        strides = (self.autoencoder.temporal_stride, self.autoencoder.spatial_stride)
+        if self.decoder == "taehv" and strides != (4, 8):
+            raise ValueError(f"decoder 'taehv' makes 4 frames of 8x8 pixels, the autoencoder has strides {strides}")
+        return self
+
+    @property
+    def dropped_frames(self) -> int:
+        """Frames at the start of a stream that do not exist: its first latent frame stands for one of its group."""
+        single = self.decoder == "taehv" or self.autoencoder.single_first_frame
+        return self.autoencoder.temporal_stride - 1 if single else 0
 
     @property
     def size_step(self) -> Size:

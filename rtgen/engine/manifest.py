@@ -60,6 +60,9 @@ class ComponentEntry(Entry):
     inputs: tuple[TensorEntry, ...]
     outputs: tuple[TensorEntry, ...]
     states: tuple[StateEntry, ...] = ()
+    runs_on: Literal["device", "host"] = "device"
+    """``host``: an ONNX file that ONNX Runtime runs on the processor, whatever the package's compiler, and that is
+    loaded only while it is needed."""
 
 
 class ProfileEntry(Entry):
@@ -102,11 +105,12 @@ class ModelEntry(Entry):
     latent_channels: int
     spatial_stride: int
     temporal_stride: int
-    single_first_frame: bool
-    """Whether the first latent frame of a stream stands for one pixel frame: the frames before it are dropped."""
+    dropped_frames: int = Field(ge=0)
+    """Frames that the decoder makes at the start of a stream and that do not exist."""
     chunk: int
     window: int
     sink: int
+    position_limit: int = Field(gt=0)
     sigmas: tuple[float, ...]
     """Warped noise levels of the denoise passes, descending from 1 to above 0."""
     sampler: Literal["renoise", "euler"]
@@ -117,7 +121,7 @@ class ModelEntry(Entry):
 
 
 class MemoryPlan(Entry):
-    """Device memory by term, in bytes."""
+    """Device memory by term, in bytes; components that run on the host take none."""
 
     weights: int = Field(ge=0)
     activations: int = Field(ge=0)

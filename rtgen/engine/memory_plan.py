@@ -36,7 +36,7 @@ def estimate(
     vram: int,
     context: int = CONTEXT_BYTES,
 ) -> MemoryPlan:
-    """Device memory of a package with all components resident.
+    """Device memory of a package with all components resident, except those that run on the host.
 
     ``sizes`` gives the symbolic dimensions at the greatest profile. ``weights`` and ``activations`` are bytes by
     component: what the builder reported, or the caller's estimate before there is an engine. The text encoder counts
@@ -45,6 +45,7 @@ def estimate(
 
     Raises KeyError when ``sizes`` lacks a dimension, or a component lacks its figure.
     """
+    components = {name: entry for name, entry in components.items() if entry.runs_on == "device"}
     states = {name: _state_bytes(component, sizes) for name, component in components.items()}
     return MemoryPlan(
         weights=sum(weights[name] for name in components),

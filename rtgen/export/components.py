@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rtgen.export.decoder import export_decoder
 from rtgen.export.denoiser import export_denoiser
 from rtgen.export.text_encoder import export_text_encoder
+from rtgen.export.tiny_decoder import export_tiny_decoder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +26,8 @@ def export_component(component: Component, config: ModelConfig, module: Any, pre
         case "denoiser":
             return export_denoiser(config, module, precision)
         case "decoder":
-            return export_decoder(config, module, precision)
+            export = export_tiny_decoder if config.decoder == "taehv" else export_decoder
+            return export(config, module, precision)
 
 
 def weight_names(module: nn.Module, graph: ExportedGraph) -> dict[str, str]:

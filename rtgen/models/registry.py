@@ -23,6 +23,7 @@ def create(component: Component, config: ModelConfig) -> nn.Module:
     """A component with the initial weights of training."""
     from rtgen.models.autoencoder import StreamingDecoder
     from rtgen.models.dit import CausalVideoDiT
+    from rtgen.models.taehv import TinyDecoder
     from rtgen.models.text_encoder import TextEncoder
 
     match component:
@@ -32,12 +33,16 @@ def create(component: Component, config: ModelConfig) -> nn.Module:
             channels, text_dim = config.autoencoder.latent_channels, config.text_encoder.dim
             return CausalVideoDiT(config.denoiser, channels=channels, text_dim=text_dim)
         case "decoder":
+            if config.decoder == "taehv":
+                return TinyDecoder(config.autoencoder.latent_channels)
             return StreamingDecoder(config.autoencoder)
 
 
 def checkpoint_files(component: Component, config: ModelConfig, folder: Path) -> tuple[Path, ...]:
     """The component's files in ``folder``. Raises CheckpointError listing those, or the tokenizer, that are missing."""
     names: tuple[str, ...] = getattr(config.weights, component)
+    if config.weights.published:  # converted: as many files as it took
+        names = tuple(sorted(path.name for path in folder.glob(f"{component}.*.safetensors"))) or (component,)
     missing = [name for name in (*names, config.weights.tokenizer) if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
@@ -84,6 +89,23 @@ def prepare(component: Component, config: ModelConfig, folder: Path) -> tuple[nn
         module = create(component, config)
     check_names(component, {name: tuple(value.shape) for name, value in module.named_parameters()}, index)
     return module, index
+
+
+def outline(
+    component: Component, config: ModelConfig, folder: Path, precision: Precision
+) -> tuple[nn.Module, dict[str, StoredTensor]]:
+    """What :func:`load` returns, for looking at the module's structure: a weight is one number, seen many times."""
+    import torch
+
+    module, index = prepare(component, config, folder)
+    dtype = torch.float16 if precision == "float16" else torch.float32
+    # A number of its own each: the optimizer of graphs makes one of constants that are equal.
+    weights = {
+        name: torch.tensor(1.0 + number, dtype=dtype).expand(value.shape)
+        for number, (name, value) in enumerate(module.named_parameters())
+    }
+    module.load_state_dict(weights, strict=False, assign=True)
+    return module.eval().requires_grad_(False), index
 
 
 def load(

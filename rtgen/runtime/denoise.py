@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from rtgen.engine.manifest import ModelEntry
+from rtgen.runtime.chunk_memory import ChunkMemory
 from rtgen.runtime.kv_cache import RingLayout
 from rtgen.runtime.noise import chunk_noise
 from rtgen.runtime.rope import axis_table
@@ -17,7 +18,7 @@ class Denoiser:
     """Drives a denoiser session (see ``rtgen.export.denoiser`` for what one pass computes).
 
     ``written`` counts the chunks that the ring has been given since it was last cleared; it decides the slot. A
-    chunk's place in time decides its rotary position, so both may run apart after a prompt switch.
+    chunk's number decides its noise, and its position in time (in latent frames) its rotary embedding.
     """
 
     def __init__(self, session: Session, model: ModelEntry, sizes: Mapping[str, int], seed: int) -> None:
@@ -37,9 +38,9 @@ class Denoiser:
         """The encoded prompt, [1, tokens, dim] float32."""
         self.session.write("context", context)
 
-    def generate(self, chunk: int) -> None:
+    def generate(self, chunk: int, position: int) -> None:
         """Make chunk number ``chunk`` of the stream; its latents stay in the session's ``denoised``."""
-        self._enter(chunk)
+        self._enter(position)
         self.session.write("clean", np.zeros(self.latent_shape, np.float32))
         self.session.write(NOISE, chunk_noise(self.seed, chunk, 0, self.latent_shape))
         last = len(self.model.sigmas) - 1
@@ -53,19 +54,17 @@ class Denoiser:
         self._run(0.0)
         self.written += 1
 
-    def restart(self) -> None:
-        """Forget all keys and values; the next chunks fill the ring from its beginning."""
+    def refill(self, memory: ChunkMemory) -> None:
+        """Fill the ring again with what it remembers, as the present prompt sees it: a clean pass each (LongLive)."""
         self.written = 0
+        for position, latents in memory.chunks:
+            self._enter(position)
+            self.session.write("clean", latents)
+            self._run(0.0)
+            self.written += 1
 
-    def commit(self, chunk: int, latents: Array) -> None:
-        """Give the ring an earlier chunk again, as the present prompt sees it (a clean pass)."""
-        self._enter(chunk)
-        self.session.write("clean", latents)
-        self._run(0.0)
-        self.written += 1
-
-    def _enter(self, chunk: int) -> None:
-        positions = np.arange(chunk * self.model.chunk, (chunk + 1) * self.model.chunk)
+    def _enter(self, position: int) -> None:
+        positions = np.arange(position, position + self.model.chunk)
         self.session.write("rope_time", axis_table(positions, self.model.rope_split[0], self.model.rope_theta))
         for name, frames in (
             ("write_index", self.ring.slot(self.written)),

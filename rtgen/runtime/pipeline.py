@@ -12,11 +12,12 @@ from rtgen.engine.manifest import Manifest, Size
 from rtgen.engine.package import Package, open_package
 from rtgen.errors import SizeError, UsageError
 from rtgen.runtime.backends import open_backend
+from rtgen.runtime.chunk_memory import ChunkMemory
 from rtgen.runtime.denoise import Denoiser
 from rtgen.runtime.noise import SEED_LIMIT
 from rtgen.runtime.profiles import choose_profile
-from rtgen.runtime.prompt import Tokenizer
 from rtgen.runtime.session import Array, Backend, Session
+from rtgen.runtime.text import PromptEncoder
 
 Frames = NDArray[np.uint8]
 
@@ -27,19 +28,18 @@ class Pipeline:
     One stream at a time: starting another ends the one before.
     """
 
-    def __init__(self, package: Package, backend: Backend) -> None:
+    def __init__(self, package: Package, backend: Backend, *, remember_prompts: bool = True) -> None:
+        """``remember_prompts``: whether encoded prompts may be kept on the disk (see ``rtgen.runtime.embeddings``)."""
         self.package, self.backend = package, backend
         self.warnings: tuple[str, ...] = ()
         """What was lost of the last prompt, such as words that the model does not know."""
         self._prompt = ""
         self._pending: str | None = None
         self._streams = 0  # started so far; only the newest goes on
-        model = package.manifest.model
-        self._tokenizer = Tokenizer.from_file(package.file(model.tokenizer), example=model.example_prompts[0])
-        self._text: Session = backend.open("text_encoder")
+        self._text = PromptEncoder(package, backend, remember=remember_prompts)
         self._denoiser: Session = backend.open("denoiser")
         self._decoder: Session = backend.open("decoder")
-        self._text.allocate({})
+        self._marks_first = any(tensor.name == "first" for tensor in self._decoder.component.inputs)
 
     @classmethod
     def open(cls, package: Path | str, backend: str = "auto") -> Self:
@@ -70,7 +70,7 @@ class Pipeline:
 
     @prompt.setter
     def prompt(self, text: str) -> None:
-        self._tokenizer.encode(text, self.manifest.model.prompt_tokens)  # refuse a bad one here, not in mid-stream
+        self._text.tokens(text)  # refuse a bad one here, not in mid-stream
         self._pending = text
 
     def stream(
@@ -116,12 +116,10 @@ class Pipeline:
 
     def _encode(self, prompt: str) -> Array:
         """The prompt's context vectors, [1, tokens, dim] float32."""
-        encoded = self._tokenizer.encode(prompt, self.manifest.model.prompt_tokens)
-        self._text.write("ids", encoded.ids)
-        self._text.write("mask", encoded.mask)
-        self._text.run()
-        self._prompt, self._pending, self.warnings = prompt, None, encoded.warnings
-        return self._text.read("context")
+        tokens = self._text.tokens(prompt)
+        context = self._text.context(tokens)
+        self._prompt, self._pending, self.warnings = prompt, None, tokens.warnings
+        return context
 
     def _chunks(self, context: Array, seed: int, frames: int | None, sizes: dict[str, int]) -> Iterator[Frames]:
         model = self.manifest.model
@@ -129,16 +127,19 @@ class Pipeline:
         denoiser.set_context(context)
         self._decoder.allocate(sizes)
         self._decoder.reset()
-        past: list[tuple[int, Array]] = []  # what the ring remembers beside the chunk in the making
+        memory = ChunkMemory(model.window, model.sink, model.chunk, model.position_limit)
         self._streams += 1
         mine, made, chunk = self._streams, 0, 0
         while self._streams == mine and (frames is None or made < frames):
-            if self._pending is not None:
-                self._switch(denoiser, self._pending, past)
-            denoiser.generate(chunk)
-            past.append((chunk, self._denoiser.read("denoised")))
-            if len(past) == model.window // model.chunk:
-                del past[model.sink // model.chunk]
+            pending, ends = self._pending, memory.is_at_limit
+            if pending is not None:
+                denoiser.set_context(self._encode(pending))
+            if ends:
+                memory.rebase()
+            if pending is not None or ends:
+                denoiser.refill(memory)
+            denoiser.generate(chunk, memory.position)
+            memory.add(self._denoiser.read("denoised"))
             picture = self._decode(first=chunk == 0)
             if frames is not None:
                 picture = picture[: frames - made]
@@ -146,19 +147,12 @@ class Pipeline:
             chunk += 1
             yield picture
 
-    def _switch(self, denoiser: Denoiser, prompt: str, past: list[tuple[int, Array]]) -> None:
-        """Change the prompt: what the window remembers is encoded again as the new prompt sees it (LongLive)."""
-        denoiser.set_context(self._encode(prompt))
-        denoiser.restart()
-        for chunk, latents in past:
-            denoiser.commit(chunk, latents)
-
     def _decode(self, *, first: bool) -> Frames:
         """The frames [F, H, W, 3] of the chunk that the denoiser just made."""
         model = self.manifest.model
         self._decoder.copy("latents", self._denoiser, "denoised")
-        if model.single_first_frame:
+        if self._marks_first:
             self._decoder.write("first", np.array([float(first)], np.float32))
         self._decoder.run()
         frames: Frames = self._decoder.read("frames")
-        return frames[model.temporal_stride - 1 :] if first and model.single_first_frame else frames
+        return frames[model.dropped_frames :] if first else frames

@@ -22,29 +22,41 @@ class ReferenceSampler:
         stride = config.autoencoder.spatial_stride
         channels, self.chunk = config.autoencoder.latent_channels, config.cache.chunk
         self.shape = (1, channels, self.chunk, size[0] // stride, size[1] // stride)
+        self.places: dict[int, int] = {}  # of each chunk in time, in latent frames
         self.window, self.sink = config.cache.window // self.chunk, config.cache.sink // self.chunk
 
     @torch.no_grad()
     def frames(self, prompts: dict[int, str], chunks: int) -> NDArray[np.uint8]:
         """All frames [F, H, W, 3]."""
+        return self.pixels(torch.cat(self.latents(prompts, chunks), dim=2))
+
+    @torch.no_grad()
+    def latents(self, prompts: dict[int, str], chunks: int, refill_at: tuple[int, ...] = ()) -> list[Tensor]:
+        """The latents of each chunk. Before the chunks of ``refill_at`` what is remembered is encoded again, as is."""
         latents: dict[int, Tensor] = {}
         memory: Memory = {}
         for chunk in range(chunks):
             earlier = visible_chunks(chunk, window=self.window, sink=self.sink)[:-1]
+            self.places[chunk] = self.places[chunk - 1] + self.chunk if chunk else 0
+            ends = self.places[chunk] + self.chunk > self.config.cache.position_limit
+            if ends:
+                self.places |= {other: index * self.chunk for index, other in enumerate([*earlier, chunk])}
             if chunk in prompts:
-                context, memory = self._context(prompts[chunk]), {}
+                context = self._context(prompts[chunk])
+            if chunk in prompts or ends or chunk in refill_at:
+                memory = {}
                 for other in earlier:
                     self._commit(other, latents[other], context, memory, list(memory))
             latents[chunk] = self._sample(chunk, context, [memory[other] for other in earlier])
             self._commit(chunk, latents[chunk], context, memory, earlier)
-        return self._pixels(torch.cat([latents[chunk] for chunk in range(chunks)], dim=2))
+        return [latents[chunk] for chunk in range(chunks)]
 
     def _context(self, prompt: str) -> Tensor:
         length = self.config.text_encoder.max_tokens
         return self.modules["text_encoder"](*encode(build_tokenizer(), [prompt], length, torch.device("cpu")))
 
     def _velocity(self, chunk: int, x: Tensor, sigma: float, context: Tensor, attend: HistoryAttend) -> Tensor:
-        places = torch.arange(chunk * self.chunk, (chunk + 1) * self.chunk)
+        places = torch.arange(self.places[chunk], self.places[chunk] + self.chunk)
         turn = rotation(self.config.denoiser, places, self.rows, self.columns)
         return self.modules["denoiser"](x, torch.full((1, self.chunk), 1000 * sigma), context, turn, attend)
 
@@ -69,10 +81,13 @@ class ReferenceSampler:
         self._velocity(chunk, latents, 0.0, context, attend)
         memory[chunk] = attend.own
 
-    def _pixels(self, latents: Tensor) -> NDArray[np.uint8]:
-        pixels, _ = self.modules["decoder"](latents, torch.ones(1))
-        auto = self.config.autoencoder
-        if auto.single_first_frame:
-            pixels = pixels[:, :, auto.temporal_stride - 1 :]
+    @torch.no_grad()
+    def pixels(self, latents: Tensor) -> NDArray[np.uint8]:
+        """The frames of a whole clip, [F, H, W, 3]."""
+        if self.config.decoder == "taehv":
+            pixels = 2 * self.modules["decoder"](latents)[0] - 1
+        else:
+            pixels, _ = self.modules["decoder"](latents, torch.ones(1))
+        pixels = pixels[:, :, self.config.dropped_frames :]
         levels = ((pixels[0].permute(1, 2, 3, 0) + 1) * 127.5).round().clamp(0, 255)
         return levels.to(torch.uint8).numpy()

@@ -55,7 +55,7 @@ def manifest(model: str = "postcard", gpu: str = "cpu", key: str = KEY) -> Manif
             "model": {
                 "name": model, "digest": "0" * 64, "frames_per_second": 16, "example_prompts": ["a boat"],
                 "default_size": (128, 128), "size_step": (16, 16), "latent_channels": 16, "spatial_stride": 8,
-                "temporal_stride": 4, "single_first_frame": False, "chunk": 3, "window": 21, "sink": 0,
+                "temporal_stride": 4, "dropped_frames": 0, "chunk": 3, "window": 21, "sink": 0, "position_limit": 1024,
                 "sigmas": [1.0, 0.5], "sampler": "euler",
                 "rope_split": (22, 21, 21), "rope_theta": 10000.0, "prompt_tokens": 32, "tokenizer": "tokenizer.json",
             },

@@ -49,6 +49,7 @@ def test_every_shipped_config_loads() -> None:
     assert {name: load.load_recipe(name).precision for name in load.list_recipes()} == {
         "fp16": "float16",
         "fp32": "float32",
+        "int4-weights": "float16",
     }
 
 

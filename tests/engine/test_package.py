@@ -40,7 +40,7 @@ def manifest_fields() -> dict:
             "name": "toy", "digest": "b" * 64, "frames_per_second": 16, "example_prompts": ["a pond"],
             "default_size": size, "size_step": (16, 16), "latent_channels": 16, "spatial_stride": 8,
             "temporal_stride": 4,
-            "single_first_frame": False, "chunk": 3, "window": 9, "sink": 3,
+            "dropped_frames": 0, "chunk": 3, "window": 9, "sink": 3, "position_limit": 1024,
             "sigmas": [1.0, 0.9375, 0.1], "sampler": "euler",
             "rope_split": (22, 21, 21), "rope_theta": 1e4, "prompt_tokens": 32, "tokenizer": "tokenizer.json",
         },

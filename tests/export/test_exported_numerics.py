@@ -13,13 +13,14 @@ import rtgen  # noqa: E402
 from rtgen.engine.manifest import resolve_shape  # noqa: E402
 from rtgen.export.decoder import DecoderStep  # noqa: E402
 from rtgen.export.denoiser import DenoiserPass  # noqa: E402
+from rtgen.export.tiny_decoder import TinyDecoderStep  # noqa: E402
 from rtgen.runtime.rope import axis_table  # noqa: E402
 
 SIZES = [{"rows": 2, "columns": 2}, {"rows": 2, "columns": 4}, {"rows": 4, "columns": 3}]
 DTYPES = {"float32": np.float32, "int64": np.int64}
 
 
-@pytest.fixture(scope="module", params=["tiny", "tiny-wan"])
+@pytest.fixture(scope="module", params=["tiny", "tiny-wan", "tiny-taehv"])
 def name(request):
     return request.param
 
@@ -97,11 +98,10 @@ def test_a_decoder_step(run, build, modules, sizes, opening):
     for state in entry.states:
         feeds[state.input] *= 1 - opening
         states[state.input] = feeds[state.input]
-    first = torch.from_numpy(feeds["first"]) if "first" in feeds else None
+    step = (TinyDecoderStep if build.manifest.model.name == "tiny-taehv" else DecoderStep)(modules["decoder"])
+    first = tensors([feeds["first"]]) if "first" in feeds else []
     with torch.no_grad():
-        frames, *present = DecoderStep(modules["decoder"])(
-            torch.from_numpy(feeds["latents"]), tensors(states.values()), first
-        )
+        frames, *present = step(torch.from_numpy(feeds["latents"]), tensors(states.values()), *first)
     found = run("decoder", feeds)
     levels = found.pop("frames")
     assert levels.dtype == np.uint8 and levels.shape == tuple(frames.shape) and levels.std() > 20

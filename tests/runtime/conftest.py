@@ -45,8 +45,9 @@ def make_manifest():
             "model": ModelEntry(
                 name="postcard", digest=DIGEST, frames_per_second=16, example_prompts=("a boat",),
                 default_size=(64, 64), size_step=(16, 16), latent_channels=16, spatial_stride=8, temporal_stride=4,
-                single_first_frame=False,
-                chunk=3, window=12, sink=0, sigmas=(1.0, 0.5), sampler="euler", rope_split=(12, 10, 10),
+                dropped_frames=0,
+                chunk=3, window=12, sink=0, position_limit=1024,
+                sigmas=(1.0, 0.5), sampler="euler", rope_split=(12, 10, 10),
                 rope_theta=10000.0, prompt_tokens=8, tokenizer="tokenizer.json",
             ),
             "target": TargetEntry(gpu="cpu", compute_capability=None, vram_bytes=1 << 30),

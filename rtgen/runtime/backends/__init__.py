@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from rtgen.errors import MemoryPlanError, NoGpuError, PackageMismatchError, RtgenError, UsageError
+from rtgen.runtime.backends.host import with_host_components
 from rtgen.runtime.session import Backend
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def open_backend(package: "Package", name: str = "auto") -> Backend:
         check_gpu(package.manifest)
     module = import_module(MODULES[compiler])
     backend: Backend = module.open_package(package)
-    return backend
+    return with_host_components(package, backend)
 
 
 def check_gpu(manifest: "Manifest") -> None:

@@ -1,7 +1,8 @@
-"""Packages for machines without an NVIDIA GPU: ONNX Runtime on the processor."""
+"""Packages for machines without an NVIDIA GPU, and host components of others: ONNX Runtime on the processor."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
 
 import numpy as np
 
@@ -21,6 +22,10 @@ def open_package(package: "Package") -> "OnnxRuntimeBackend":
     return OnnxRuntimeBackend(package)
 
 
+FOLDED_BYTES: Final = 1 << 20
+"""Of a constant that ONNX Runtime may compute when it loads a host component: tables and masks, but no weights."""
+
+
 class OnnxRuntimeBackend:
     """Runs components one after the other with all cores."""
 
@@ -31,7 +36,7 @@ class OnnxRuntimeBackend:
         self._package = package
         self._runtime = _import()
         self._threads = threads or thread_count()
-        self._sessions: list[OnnxRuntimeSession] = []
+        self._sessions: WeakSet[OnnxRuntimeSession] = WeakSet()  # a host component is opened again for each prompt
         self.device = f"CPU, {self._threads} thread{'s' if self._threads > 1 else ''}"
 
     def open(self, component: str) -> "OnnxRuntimeSession":
@@ -40,18 +45,20 @@ class OnnxRuntimeBackend:
         entry = manifest.components[component]  # type: ignore[index]  # a KeyError for any other name is right
         # By path: external weights are then mapped from the package folder instead of copied.
         path = str(self._package.path / entry.file)
+        options = _options(self._runtime, self._threads)
+        if entry.runs_on == "host":
+            _keep_weights_mapped(options)
         try:
-            native = self._runtime.InferenceSession(
-                path, _options(self._runtime, self._threads), providers=["CPUExecutionProvider"]
-            )
+            native = self._runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # every failure of the library is its own class, derived from Exception
             version = self._runtime.__version__
+            made = f"made for ONNX Runtime {manifest.compiler.version}; " if manifest.compiler.name == self.name else ""
             raise PackageInvalidError(
                 f"ONNX Runtime {version} cannot load {entry.file}: {_first_line(error)}",
-                hint=f"made for ONNX Runtime {manifest.compiler.version}; rtgen build --gpu {manifest.target.gpu}",
+                hint=f"{made}rtgen build --gpu {manifest.target.gpu}",
             ) from error
         session = OnnxRuntimeSession(self._runtime, native, entry, manifest)
-        self._sessions.append(session)
+        self._sessions.add(session)
         return session
 
     def close(self) -> None:
@@ -148,6 +155,19 @@ def _options(runtime: Any, threads: int) -> Any:
     # frames, another program, or the threads of the session before this one.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
+
+
+def _keep_weights_mapped(options: Any) -> None:
+    """Leave stored weights where they are: half precision in the file, converted when used and then forgotten.
+
+    By default ONNX Runtime converts all of them when it loads, by two ways: it folds the Casts, and it has a pass that
+    is for float16 initializers alone. Its arena would keep the greatest use until the process ends.
+    """
+    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(FOLDED_BYTES))
+    options.add_session_config_entry(
+        "optimization.disable_specified_optimizers", "FuseFp16InitializerToFp32NodeTransformer"
+    )
+    options.enable_cpu_mem_arena = False
 
 
 def _first_line(error: Exception) -> str:
