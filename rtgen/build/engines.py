@@ -149,17 +149,17 @@ def shape_ranges(plan: BuildPlan, table: ComponentEntry, profile: ResolutionProf
 def describe_package(plan: BuildPlan, components: Mapping[Component, ComponentEntry], memory: MemoryPlan) -> Manifest:
     """The manifest of a package; the file table is filled in when it is written."""
     import rtgen
+    from rtgen.runtime.profiles import serves
     from rtgen.runtime.schedule import sigmas
 
     model = plan.model
+    has_default = any(serves(profile, model.resolution.default) for profile in plan.profiles)
     entry = ModelEntry(
         name=model.name,
         digest=plan.model_digest,
         frames_per_second=model.frames_per_second,
         example_prompts=model.example_prompts,
-        default_size=plan.profiles[0].opt
-        if not _is_served(plan, model.resolution.default)
-        else model.resolution.default,
+        default_size=model.resolution.default if has_default else plan.profiles[0].opt,
         size_step=model.size_step,
         latent_channels=model.autoencoder.latent_channels,
         spatial_stride=model.autoencoder.spatial_stride,
@@ -191,11 +191,4 @@ def describe_package(plan: BuildPlan, components: Mapping[Component, ComponentEn
         components=components,
         memory_plan=memory,
         files={},
-    )
-
-
-def _is_served(plan: BuildPlan, size: Size) -> bool:
-    return any(
-        all(low <= side <= high for low, side, high in zip(profile.min, size, profile.max, strict=True))
-        for profile in plan.profiles
     )

@@ -14,7 +14,7 @@ from rtgen.errors import MissingDependencyError
 EXPORTER_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript")
 EXPORTER_SOURCES = ("export", "passes", "plugins", "config/model.py", "engine/manifest.py")
 QUANTIZER_SOURCES = ("quantize",)
-BUILDER_SOURCES = ("build", "engine", "runtime/schedule.py")
+BUILDER_SOURCES = ("build", "engine", "runtime/profiles.py", "runtime/schedule.py")
 RECORD = "exporter.json"
 
 

@@ -114,14 +114,11 @@ def _own_sizes(size: tuple[int, int] | None, model: str) -> tuple[tuple[int, int
         return ()
     from rtgen.build.plan import exact_profile
     from rtgen.config.load import load_model
+    from rtgen.runtime.profiles import serves
 
     config = load_model(model)
     exact_profile(config, size)  # refuses what no package could serve
-    in_ordinary_package = any(
-        all(low <= edge <= high for low, edge, high in zip(profile.min, size, profile.max, strict=True))
-        for profile in config.resolution.profiles
-    )
-    return () if in_ordinary_package else (size,)
+    return () if any(serves(profile, size) for profile in config.resolution.profiles) else (size,)
 
 
 def _open(request: "BuildRequest", progress: "Progress", *, may_build: bool) -> "Pipeline":
