@@ -19,6 +19,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from rtgen.build.plan import with_decoder
 from rtgen.build.request import BuildRequest
 from rtgen.build.walk import BuildOutcome, build
 from rtgen.config.load import load_model
@@ -125,16 +126,23 @@ def main() -> None:
     parser.add_argument("--model", default="wan2.1-1.3b-self-forcing")
     parser.add_argument("--gpu", default="rtx4080-laptop")
     parser.add_argument("--recipe")
+    parser.add_argument("--decoder", help="another than the model's own, such as vae")
     parser.add_argument("--size", action="append", default=[], metavar="HxW")
     parser.add_argument("--work", type=Path, required=True, help="folder for the random weights and the store")
     parser.add_argument("--json", type=Path, help="write the report here too")
     arguments = parser.parse_args()
-    config = load_model(arguments.model)
+    config = with_decoder(load_model(arguments.model), arguments.decoder)
     write_published(config, arguments.work / "weights")
     sizes = tuple((int(height), int(width)) for height, width in (size.split("x") for size in arguments.size))
     watch = Watch()
     request = BuildRequest(
-        arguments.gpu, arguments.model, arguments.recipe, sizes, arguments.work / "weights", arguments.work / "store"
+        arguments.gpu,
+        arguments.model,
+        arguments.recipe,
+        sizes,
+        arguments.work / "weights",
+        arguments.work / "store",
+        decoder=arguments.decoder,
     )
     try:
         outcome = build(request, watch)

@@ -57,7 +57,7 @@ def copy_sources(tree: Path) -> None:
 def bundle_stages(store: Path) -> None:
     """Export the bundled model into ``store`` and copy the graphs into the package that is imported: the copy's."""
     from rtgen.build.request import BuildRequest
-    from rtgen.build.toolchain import RECORD, bundled_stages, installed_exporter
+    from rtgen.build.toolchain import RECORD, bundled_stages, installed_toolchain
     from rtgen.build.walk import export
     from rtgen.progress import SilentProgress
 
@@ -67,7 +67,8 @@ def bundle_stages(store: Path) -> None:
     for gpu in TARGETS:
         graphs = export(BuildRequest(gpu, MODEL, store=store), SilentProgress())
         shutil.copytree(graphs, bundled / graphs.parent.name / graphs.name)
-    (bundled / RECORD).write_text(json.dumps(installed_exporter(), indent=1) + "\n", encoding="utf-8")
+    versions = json.dumps(installed_toolchain(with_modelopt=True), indent=1)
+    (bundled / RECORD).write_text(versions + "\n", encoding="utf-8")
 
 
 def _run_in_copy(tree: Path, *arguments: str) -> None:

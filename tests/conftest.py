@@ -2,7 +2,7 @@
 
 ``tiny`` is a postcard in small. ``tiny-wan`` has what the postcard lacks of Wan: the autoencoder of Wan 2.1, whose
 first latent frame is a single pixel frame, and Self-Forcing's sampler. ``tiny-taehv`` is the same with TAEHV for a
-decoder, and ``tiny-host`` is ``tiny`` with its text encoder on the host.
+decoder, which takes one latent frame at a time, and ``tiny-host`` is ``tiny`` with its text encoder on the host.
 
 Everything heavy is imported inside the fixtures, so that tests of the runtime alone still run without torch.
 """
@@ -83,7 +83,7 @@ WAN_DIFFERENCES = {
     'sampler = "euler"': 'sampler = "renoise"',
 }
 HOST_DIFFERENCES = {'name = "tiny"': 'name = "tiny-host"', "max_tokens = 12": 'max_tokens = 12\nruns_on = "host"'}
-TAEHV_DIFFERENCES = {'name = "tiny-wan"': 'name = "tiny-taehv"\ndecoder = "taehv"'}
+TAEHV_DIFFERENCES = {'name = "tiny-wan"': 'name = "tiny-taehv"\ndecoder = "taehv"\ndecode_frames = 1'}
 
 
 def changed(text: str, differences: dict[str, str]) -> str:

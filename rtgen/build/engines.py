@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rtgen.build.graphs import read_tables
+from rtgen.build.graphs import read_tables, with_ring
 from rtgen.build.weight_places import loaded_bytes, weights_folder
 from rtgen.engine.manifest import (
     ITEM_SIZES,
@@ -23,12 +23,16 @@ from rtgen.engine.manifest import (
     resolve_shape,
 )
 from rtgen.engine.memory_plan import CONTEXT_BYTES, GIB, activations_at, check, estimate
+from rtgen.runtime.profiles import pixels, serves
 
 if TYPE_CHECKING:
     from rtgen.build.plan import BuildPlan
     from rtgen.config.model import ResolutionProfile, Size
     from rtgen.engine.builder import Range
     from rtgen.progress import Progress
+
+SHARE_ACTIVATIONS = True
+"""The engines of a package take turns on one stream. To overlap them, each must have memory of its own."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +67,34 @@ def check_memory(
     """The memory plan at the greatest size. Raises MemoryPlanError, naming sizes that would fit."""
 
     def at(sizes: Mapping[str, int]) -> MemoryPlan:
+        resized = dict(tables)
+        if plan.fixed_ring is not None:  # a number in the tables, and another one in a package of these sizes
+            resized["denoiser"] = with_ring(tables["denoiser"], plan.ring_at(sizes))
         scaled = {name: activations_at(count, plan.largest, sizes) for name, count in activations.items()}
         vram = round(plan.gpu.vram_gib * GIB)
         context = CONTEXT_BYTES if plan.gpu.compute_capability else 0
-        return estimate(tables, sizes, weights=weights, activations=scaled, vram=vram, context=context)
+        return estimate(
+            resized,
+            sizes,
+            weights=weights,
+            activations=scaled,
+            share_activations=SHARE_ACTIVATIONS,
+            vram=vram,
+            context=context,
+        )
 
     whole = at(plan.largest)
-    candidates = {profile.opt for profile in plan.model.resolution.profiles} | {plan.model.resolution.default}
-    ordered = sorted(candidates, key=lambda size: -size[0] * size[1])
-    check(whole, alternatives={f"--size {size[0]}x{size[1]}": at(plan.sizes_at(size)) for size in ordered})
+    sizes = _sizes_to_offer(plan)
+    check(whole, alternatives={f"--size {size[0]}x{size[1]}": at(plan.sizes_at(size)) for size in sizes})
     return whole
+
+
+def _sizes_to_offer(plan: BuildPlan) -> list[Size]:
+    """Sizes that the model is meant for, the greatest first; of those with equally many pixels only the first."""
+    resolution = plan.model.resolution
+    meant = [resolution.default, *(profile.opt for profile in resolution.profiles)]
+    one_each = {pixels(size): size for size in reversed(meant)}
+    return [one_each[count] for count in sorted(one_each, reverse=True)]
 
 
 def _loaded_bytes(plan: BuildPlan, graphs: Path, tables: Mapping[Component, ComponentEntry]) -> dict[Component, int]:
@@ -146,24 +168,30 @@ def shape_ranges(plan: BuildPlan, table: ComponentEntry, profile: ResolutionProf
     }
 
 
-def describe_package(plan: BuildPlan, components: Mapping[Component, ComponentEntry], memory: MemoryPlan) -> Manifest:
-    """The manifest of a package; the file table is filled in when it is written."""
-    import rtgen
-    from rtgen.runtime.profiles import serves
+def default_size(plan: BuildPlan) -> Size:
+    """The model's own where the package serves it, else the one nearest in pixels that a profile is tuned for."""
+    wanted = plan.model.resolution.default
+    if any(serves(profile, wanted) for profile in plan.profiles):
+        return wanted
+    return min((profile.opt for profile in plan.profiles), key=lambda size: abs(pixels(size) - pixels(wanted)))
+
+
+def model_entry(plan: BuildPlan) -> ModelEntry:
+    """What the runtime needs to know of the plan's model."""
     from rtgen.runtime.schedule import sigmas
 
     model = plan.model
-    has_default = any(serves(profile, model.resolution.default) for profile in plan.profiles)
-    entry = ModelEntry(
+    return ModelEntry(
         name=model.name,
         digest=plan.model_digest,
         frames_per_second=model.frames_per_second,
         example_prompts=model.example_prompts,
-        default_size=model.resolution.default if has_default else plan.profiles[0].opt,
+        default_size=default_size(plan),
         size_step=model.size_step,
         latent_channels=model.autoencoder.latent_channels,
         spatial_stride=model.autoencoder.spatial_stride,
         temporal_stride=model.autoencoder.temporal_stride,
+        decoder=model.decoder,
         dropped_frames=model.dropped_frames,
         chunk=model.cache.chunk,
         window=model.cache.window,
@@ -176,10 +204,16 @@ def describe_package(plan: BuildPlan, components: Mapping[Component, ComponentEn
         prompt_tokens=model.text_encoder.max_tokens,
         tokenizer=model.weights.tokenizer,
     )
+
+
+def describe_package(plan: BuildPlan, components: Mapping[Component, ComponentEntry], memory: MemoryPlan) -> Manifest:
+    """The manifest of a package; the file table is filled in when it is written."""
+    import rtgen
+
     return Manifest(
         key=plan.package_key,
         rtgen=rtgen.__version__,
-        model=entry,
+        model=model_entry(plan),
         target=TargetEntry(
             gpu=plan.gpu.name,
             compute_capability=plan.gpu.compute_capability,
@@ -189,6 +223,7 @@ def describe_package(plan: BuildPlan, components: Mapping[Component, ComponentEn
         compiler=CompilerEntry(name=plan.gpu.compiler, version=plan.compiler_version),
         profiles=tuple(ProfileEntry(min=p.min, opt=p.opt, max=p.max) for p in plan.profiles),
         components=components,
+        share_activations=SHARE_ACTIVATIONS,
         memory_plan=memory,
         files={},
     )

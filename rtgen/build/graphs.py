@@ -15,6 +15,8 @@ from rtgen.engine.manifest import Component, ComponentEntry
 from rtgen.models.registry import COMPONENTS
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from rtgen.build.plan import BuildPlan
     from rtgen.progress import Progress
 
@@ -34,10 +36,10 @@ def read_tables(folder: Path) -> dict[Component, ComponentEntry]:
 
 def make_export(plan: BuildPlan, folder: Path, progress: Progress) -> None:
     """Export every component in the recipe's precision. Raises MissingDependencyError without ``rtgen[compile]``."""
-    from rtgen.build.toolchain import installed_exporter
+    from rtgen.build.toolchain import installed_toolchain
 
     progress.update("export", 0.0, "loading torch")
-    installed_exporter()
+    installed_toolchain()
     from rtgen.models.registry import prepare
 
     for component in COMPONENTS:
@@ -45,12 +47,13 @@ def make_export(plan: BuildPlan, folder: Path, progress: Progress) -> None:
     tables: dict[Component, ComponentEntry] = {}
     for position, component in enumerate(COMPONENTS):
         progress.update("export", position / len(COMPONENTS), component.replace("_", " "))
-        tables[component] = _export(plan, component, folder)
+        tables[component] = export_one(plan, component, folder)
     write_tables(folder, tables)
     progress.update("export", 1.0)
 
 
-def _export(plan: BuildPlan, component: Component, folder: Path) -> ComponentEntry:
+def export_one(plan: BuildPlan, component: Component, folder: Path) -> ComponentEntry:
+    """Write a component's graph into ``folder``; its tensor table."""
     import onnx_ir as ir
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
@@ -89,26 +92,39 @@ def make_graphs(plan: BuildPlan, exported: Path, folder: Path, progress: Progres
     import onnx_ir as ir
 
     from rtgen.build.weight_places import pass_on
-    from rtgen.passes.attach_functions import AttachFunctions
     from rtgen.passes.base import run_passes
-    from rtgen.passes.fix_dimension import FixDimension
 
     tables = read_tables(exported)
     for position, (component, table) in enumerate(tables.items()):
         progress.update("passes", position / len(tables), component.replace("_", " "))
-        model = ir.load(exported / table.file)
-        passes: list[ir.passes.PassBase] = [AttachFunctions()]
+        passes = compiler_passes(plan, component, table)
+        ir.save(run_passes(ir.load(exported / table.file), passes), folder / table.file)
         if component == "denoiser" and plan.fixed_ring is not None:
-            passes.append(FixDimension("ring", plan.fixed_ring))
-            tables[component] = _with_fixed_ring(table, plan.fixed_ring)
-        ir.save(run_passes(model, passes), folder / table.file)
+            tables[component] = with_ring(table, plan.fixed_ring)
         pass_on(table, exported, folder)
     write_tables(folder, tables)
     progress.update("passes", 1.0)
 
 
-def _with_fixed_ring(table: ComponentEntry, length: int) -> ComponentEntry:
-    """The table with the ring's length as a number."""
+def compiler_passes(plan: BuildPlan, component: Component, table: ComponentEntry) -> list[ir.passes.PassBase]:
+    """What makes a component's graph ready for the compiler of the plan's GPU."""
+    from rtgen.passes.attach_functions import AttachFunctions
+    from rtgen.passes.broadcast_mask import BroadcastMask
+    from rtgen.passes.decompose_attention import DecomposeAttention
+    from rtgen.passes.fix_dimension import FixDimension
+    from rtgen.passes.inline_functions import InlineFunctions
+    from rtgen.plugins import w4a4_linear
+
+    passes: list[ir.passes.PassBase] = [AttachFunctions()]
+    if plan.gpu.compiler != "onnxruntime" and table.runs_on == "device":
+        passes += [InlineFunctions({w4a4_linear.PLUGIN.name}), BroadcastMask(), DecomposeAttention()]
+    if component == "denoiser" and plan.fixed_ring is not None:
+        passes.append(FixDimension("ring", plan.fixed_ring))
+    return passes
+
+
+def with_ring(table: ComponentEntry, length: int) -> ComponentEntry:
+    """The denoiser's table with the ring's length, in tokens, as a number."""
     ring = {name for state in table.states for name in (state.input, state.output)}
 
     def fixed(tensors: tuple[object, ...]) -> list[object]:

@@ -6,8 +6,8 @@ Everything that can be refused is refused here, before any work.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -15,14 +15,19 @@ from typing import Literal
 
 from platformdirs import user_data_dir
 
+from rtgen.build.chosen_prompts import calibration_prompts
 from rtgen.build.request import BuildRequest
+from rtgen.build.sizes import requested_profiles
 from rtgen.build.toolchain import (
+    EXPORTER_PACKAGES,
+    MODELOPT,
     builder_sources,
-    bundled_exporter,
     bundled_stages,
+    bundled_toolchain,
     exporter_sources,
-    installed_exporter,
+    installed_toolchain,
     quantizer_sources,
+    recorder_sources,
 )
 from rtgen.build.weights import published_key, published_sources
 from rtgen.config.gpu import Compiler, GpuConfig
@@ -32,17 +37,18 @@ from rtgen.config.model import ModelConfig, ResolutionProfile, Size
 from rtgen.config.recipe import Precision, RecipeConfig
 from rtgen.engine.manifest import Component
 from rtgen.engine.trt import TRAITS, installed_version, unsupported_reason
-from rtgen.errors import MissingDependencyError, NoGpuError, SizeError
+from rtgen.errors import MissingDependencyError, NoGpuError, UsageError
 from rtgen.models.checkpoints.layouts import Source
 from rtgen.models.registry import COMPONENTS, checkpoint_files
+from rtgen.runtime.profiles import pixels
 from rtgen.store.keys import JsonValue, fields_digest
 from rtgen.store.store import Store
 
-ARCHITECTURE = ("text_encoder", "denoiser", "cache", "autoencoder", "decoder")
+ARCHITECTURE = ("text_encoder", "denoiser", "cache", "autoencoder", "decoder", "decode_frames")
 """Sections of a model config that its graphs depend on."""
 
-LARGEST_SIDE = 4096
-"""Pixels; a larger frame is a slip of the finger."""
+STREAM = ("text_encoder", "denoiser", "cache", "autoencoder", "schedule")
+"""Sections of a model config that the latents of a stream depend on."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +65,17 @@ class BuildPlan:
     compiler_version: str
     published: Mapping[str, Source] | None = None
     """Files to convert first."""
+    calibration_prompts: tuple[str, ...] = ()
+    """What streams are made of for recipes that are calibrated."""
+
+    def for_sizes(self, sizes: Sequence[Size]) -> BuildPlan:
+        """The same build for other frame sizes (see :func:`requested_profiles`). Raises SizeError."""
+        return replace(self, profiles=requested_profiles(self.model, sizes))
 
     @cached_property
     def largest(self) -> Mapping[str, int]:
         """The symbolic dimensions at the greatest size of the profile with the most tokens."""
-        return self.sizes_at(max((profile.max for profile in self.profiles), key=lambda size: size[0] * size[1]))
+        return self.sizes_at(max((profile.max for profile in self.profiles), key=pixels))
 
     def sizes_at(self, size: Size) -> dict[str, int]:
         """The symbolic dimensions of a frame size in pixels."""
@@ -81,11 +93,14 @@ class BuildPlan:
     def fixed_ring(self) -> int | None:
         """Tokens of the K/V ring where its length is part of the graph, or None where it follows the frame size.
 
-        TensorRT imports TensorScatter as an in-place cache update only for a ring of fixed length.
+        TensorRT imports TensorScatter as an in-place cache update only for a ring of fixed length: that of the
+        greatest size, of which smaller frames use a prefix.
         """
-        if self.gpu.compiler == "onnxruntime":
-            return None
-        return self.model.cache.window * self.largest["rows"] * self.largest["columns"]
+        return None if self.gpu.compiler == "onnxruntime" else self.ring_at(self.largest)
+
+    def ring_at(self, sizes: Mapping[str, int]) -> int:
+        """Tokens of the K/V ring that frames of these symbolic dimensions fill."""
+        return self.model.cache.window * sizes["rows"] * sizes["columns"]
 
     @cached_property
     def graph_digest(self) -> str:
@@ -100,9 +115,22 @@ class BuildPlan:
         return fields_digest(fields)
 
     @cached_property
+    def denoiser_digest(self) -> str:
+        """Of what a stream's latents depend on: text encoder and denoiser, and how they are run."""
+        fields: dict[str, JsonValue] = self.model.model_dump(mode="json", include=set(STREAM))
+        if self.published is not None:
+            return fields_digest({**fields, "weights": self.weights_key})
+        for component in ("text_encoder", "denoiser"):
+            files = checkpoint_files(component, self.model, self.weights)
+            fields[f"weights.{component}"] = [self.store.file_digest(file) for file in files]
+        fields["tokenizer"] = self.store.file_digest(self.weights / self.model.weights.tokenizer)
+        return fields_digest(fields)
+
+    @cached_property
     def model_digest(self) -> str:
         """Of everything about the model that a package holds."""
-        fields: dict[str, JsonValue] = self.model.model_dump(mode="json", exclude={"resolution", "title", "weights"})
+        outside = {"resolution", "title", "weights", "calibration", "evaluation"}
+        fields: dict[str, JsonValue] = self.model.model_dump(mode="json", exclude=outside)
         fields["graphs"] = self.graph_digest
         if self.published is None:  # else it is one of the files that the graphs' digest stands for
             fields["tokenizer"] = self.store.file_digest(self.weights / self.model.weights.tokenizer)
@@ -115,52 +143,85 @@ class BuildPlan:
         return published_key(dict(self.published), self.store)
 
     @cached_property
-    def exporter(self) -> Mapping[str, str]:
-        """Versions of what exports the graphs: of the bundled stages where one fits this plan, else the installed.
+    def toolchain(self) -> Mapping[str, str]:
+        """Versions of what makes the graphs: of the bundled stages where one fits this plan, else the installed.
 
-        Raises MissingDependencyError when no stage fits and nothing is installed.
+        Raises MissingDependencyError when no stage fits and something is not installed.
         """
-        bundled = bundled_exporter()
+        bundled = bundled_toolchain()
         if bundled is not None and (bundled_stages() / "graphs" / self._graphs_key(bundled)).is_dir():
             return bundled
-        return installed_exporter()
+        quantization = self.recipe.quantization
+        return installed_toolchain(with_modelopt=quantization is not None and quantization.needs_modelopt)
 
     @cached_property
     def export_key(self) -> str:
-        return self._export_key(self.exporter)
+        return self._export_key(self.toolchain)
+
+    @cached_property
+    def calibration_key(self) -> str:
+        """Of the recorded streams, for a recipe that is calibrated."""
+        return self._calibration_key(self.toolchain)
+
+    @cached_property
+    def codes_key(self) -> str:
+        """Of the quantized weights and what was decided about them, for a recipe that has any."""
+        return self._codes_key(self.toolchain)
 
     @cached_property
     def quantize_key(self) -> str:
         """Of the graphs with quantized weights, for a recipe that has any."""
-        return self._quantize_key(self.exporter)
+        return self._quantize_key(self.toolchain)
 
     @cached_property
     def graphs_key(self) -> str:
-        return self._graphs_key(self.exporter)
+        return self._graphs_key(self.toolchain)
 
-    def _export_key(self, exporter: Mapping[str, str]) -> str:
+    def _export_key(self, toolchain: Mapping[str, str]) -> str:
         return fields_digest(
             {
                 "graphs": self.graph_digest,
                 "precision": self.recipe.precision,
-                "exporter": exporter,
+                "exporter": {name: toolchain[name] for name in EXPORTER_PACKAGES},
                 "sources": exporter_sources(),
             }
         )
 
-    def _graphs_key(self, exporter: Mapping[str, str]) -> str:
-        before = self._export_key(exporter) if self.recipe.weights is None else self._quantize_key(exporter)
+    def _graphs_key(self, toolchain: Mapping[str, str]) -> str:
+        before = self._export_key(toolchain) if self.recipe.quantization is None else self._quantize_key(toolchain)
         return fields_digest({"export": before, "fixed_ring": self.fixed_ring})
 
-    def _quantize_key(self, exporter: Mapping[str, str]) -> str:
-        assert self.recipe.weights is not None
+    def _calibration_key(self, toolchain: Mapping[str, str]) -> str:
+        # Not whether a GPU computed it: streams and statistics serve as well either way, and a package that was built
+        # elsewhere has to be found.
         return fields_digest(
             {
-                "export": self._export_key(exporter),
-                "weights": self.recipe.weights.model_dump(mode="json"),
+                "model": self.model.model_dump(mode="json", include=set(STREAM)),
+                "graphs": self.denoiser_digest,
+                "prompts": self.calibration_prompts,
+                "size": self.model.calibration.size or self.model.resolution.default,
+                "torch": toolchain["torch"],
+                "sources": recorder_sources(),
+            }
+        )
+
+    def _codes_key(self, toolchain: Mapping[str, str]) -> str:
+        quantization = self.recipe.quantization
+        assert quantization is not None
+        return fields_digest(
+            {
+                "graphs": self.denoiser_digest,
+                "recipe": self.recipe.name,
+                "quantization": quantization.model_dump(mode="json"),
+                "calibration": self._calibration_key(toolchain) if quantization.is_calibrated else None,
+                "torch": toolchain["torch"],
+                "modelopt": toolchain.get(MODELOPT) if quantization.needs_modelopt else None,
                 "sources": quantizer_sources(),
             }
         )
+
+    def _quantize_key(self, toolchain: Mapping[str, str]) -> str:
+        return fields_digest({"export": self._export_key(toolchain), "codes": self._codes_key(toolchain)})
 
     @cached_property
     def package_key(self) -> str:
@@ -168,7 +229,7 @@ class BuildPlan:
             {
                 "graphs": self.graphs_key,
                 "model": self.model_digest,
-                "recipe": self.recipe.model_dump(mode="json", exclude={"title"}),
+                "recipe": self.recipe.model_dump(mode="json", exclude={"title", "targets"}),
                 "compiler": {"name": self.gpu.compiler, "version": self.compiler_version},
                 "sources": builder_sources(),
                 # Engines of TensorRT for RTX and ONNX files serve every operating system; TensorRT's do not.
@@ -183,11 +244,14 @@ class BuildPlan:
 
 
 def plan_build(request: BuildRequest) -> BuildPlan:
-    """Check a request. Raises UnknownNameError, ConfigError, SizeError, MissingDependencyError or CheckpointError."""
-    gpu, model = load_gpu(request.gpu), load_model(request.model)
+    """Check a request.
+
+    Raises UnknownNameError, ConfigError, UsageError, PromptError, SizeError, MissingDependencyError or CheckpointError.
+    """
+    gpu, model = load_gpu(request.gpu), with_decoder(load_model(request.model), request.decoder)
     recipe = load_recipe(request.recipe or gpu.default_recipe)
     recipe_for(gpu, recipe)
-    profiles = tuple(exact_profile(model, size) for size in request.sizes) or model.resolution.profiles
+    profiles = requested_profiles(model, request.sizes)
     weights = request.weights or weights_directory(model)
     published = published_sources(model, weights) if model.weights.published else None
     for component in COMPONENTS if published is None else ():
@@ -195,7 +259,8 @@ def plan_build(request: BuildRequest) -> BuildPlan:
     store = Store(request.store, bundled=[bundled_stages()])
     found = compiler_version(gpu)
     check_presence(gpu)
-    return BuildPlan(store, gpu, model, recipe, profiles, weights, found, published)
+    prompts = calibration_prompts(request.calibration_prompts, model, recipe)
+    return BuildPlan(store, gpu, model, recipe, profiles, weights, found, published, prompts)
 
 
 def check_presence(gpu: GpuConfig) -> None:
@@ -212,19 +277,16 @@ def check_presence(gpu: GpuConfig) -> None:
         )
 
 
-def exact_profile(model: ModelConfig, size: Size) -> ResolutionProfile:
-    """A profile for one size. Raises SizeError unless the model can make frames of it."""
-    step = model.size_step
-    if any(side % unit or not unit * 2 <= side <= LARGEST_SIDE for side, unit in zip(size, step, strict=True)):
-        near = tuple(
-            min(max(round(side / unit), 2) * unit, LARGEST_SIDE) for side, unit in zip(size, step, strict=True)
+def with_decoder(model: ModelConfig, decoder: str | None) -> ModelConfig:
+    """The model with another decoder than its config names first. Raises UsageError unless it offers that one."""
+    if decoder is None or decoder == model.decoder:
+        return model
+    if decoder not in model.decoders:
+        raise UsageError(
+            f"{model.name} has no weights of decoder '{decoder}'",
+            hint=f"--decoder {' or '.join(model.decoders)}",
         )
-        raise SizeError(
-            f"{model.name} cannot make frames of {size[0]}x{size[1]}: height and width are multiples of "
-            f"{step[0]} and {step[1]} pixels, from {2 * step[0]}x{2 * step[1]} to {LARGEST_SIDE}x{LARGEST_SIDE}",
-            hint=f"--size {near[0]}x{near[1]} is near",
-        )
-    return ResolutionProfile(min=size, opt=size, max=size)
+    return model.model_copy(update={"decoder": decoder})
 
 
 def weights_directory(model: ModelConfig) -> Path:

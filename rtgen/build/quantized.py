@@ -1,6 +1,6 @@
-"""The stage between export and graphs for recipes with a ``[weights]`` section: weights as small integers.
+"""The stage between export and graphs for recipes that quantize: the denoiser's graph refers to codes and scales.
 
-A quantized component lies with all of its weights in the stage's folder; the others go on referring to the checkpoint.
+Its weights, and what was decided about them, lie beside it; the other components go on referring to the checkpoint.
 """
 
 from __future__ import annotations
@@ -12,29 +12,26 @@ from typing import TYPE_CHECKING
 from rtgen.build.graphs import read_tables, write_tables
 
 if TYPE_CHECKING:
-    from rtgen.build.plan import BuildPlan
     from rtgen.progress import Progress
 
 STAGE = "quantize"
 
 
-def make_quantized(plan: BuildPlan, exported: Path, folder: Path, progress: Progress) -> None:
-    """Fill a stage folder from that of the export. Raises UsageError or CheckpointError."""
-    from rtgen.quantize.graph import quantize_graph
+def make_quantized(codes: Path, exported: Path, folder: Path, progress: Progress) -> None:
+    """Fill a stage folder from those of the codes and of the export. Raises CheckpointError, OSError."""
+    from rtgen.quantize.graph import write_graph
+    from rtgen.quantize.output import COMPONENT, WEIGHTS
+    from rtgen.quantize.result import FILE_NAME, read_result
 
-    settings = plan.recipe.weights
-    assert settings is not None
+    progress.update(STAGE, 0.0)
     tables = read_tables(exported)
+    for name in (WEIGHTS, FILE_NAME):
+        copyfile(codes / name, folder / name)  # onnx-ir reads scales, and refuses files with several hard links
     for component, table in tables.items():
-        if component not in settings.components:
+        if component == COMPONENT:
+            write_graph(exported / table.file, folder / WEIGHTS, read_result(codes), folder)
+            tables[component] = table.model_copy(update={"weights": (WEIGHTS,)})
+        else:
             copyfile(exported / table.file, folder / table.file)
-            continue
-        position = settings.components.index(component)
-
-        def advance(fraction: float, name: str, done: int = position) -> None:
-            progress.update(STAGE, (done + fraction) / len(settings.components), name)
-
-        file = quantize_graph(exported / table.file, plan.weights, folder, settings, advance)
-        tables[component] = table.model_copy(update={"weights": (file,)})
     write_tables(folder, tables)
     progress.update(STAGE, 1.0)

@@ -6,7 +6,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """A package to build. ``sizes`` (height, width) replace the model's resolution profiles by exactly these sizes."""
+    """A package to build.
+
+    ``sizes`` (height, width) replace the model's resolution profiles by these sizes and those between them.
+    ``decoder``: one of those that the model's config offers, None for the one it names. ``calibration_prompts``: a text
+    file in place of the model's own list.
+    """
 
     gpu: str
     model: str = "postcard"
@@ -15,3 +20,5 @@ class BuildRequest:
     weights: Path | None = None
     store: Path | None = None
     force: bool = False
+    decoder: str | None = None
+    calibration_prompts: Path | None = None

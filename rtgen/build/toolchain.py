@@ -12,8 +12,21 @@ from rtgen.config.locate import bundled_directory, data_directory
 from rtgen.errors import MissingDependencyError
 
 EXPORTER_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript")
+MODELOPT = "nvidia-modelopt"
 EXPORTER_SOURCES = ("export", "passes", "plugins", "config/model.py", "engine/manifest.py")
-QUANTIZER_SOURCES = ("quantize",)
+RECORDER_SOURCES = (
+    "quantize/calibration_set.py",
+    "quantize/contexts.py",
+    "quantize/layered.py",
+    "quantize/recorder.py",
+    "runtime/adaptive.py",
+    "runtime/denoise.py",
+    "runtime/kv_cache.py",
+    "runtime/noise.py",
+    "runtime/prompt.py",
+    "runtime/rope.py",
+    "runtime/schedule.py",
+)
 BUILDER_SOURCES = ("build", "engine", "runtime/profiles.py", "runtime/schedule.py")
 RECORD = "exporter.json"
 
@@ -23,8 +36,8 @@ def bundled_stages() -> Path:
     return bundled_directory("stages")
 
 
-def bundled_exporter() -> dict[str, str] | None:
-    """Versions of the packages that exported the bundled stages; None where there are none."""
+def bundled_toolchain() -> dict[str, str] | None:
+    """Versions of the packages that made the bundled stages; None where there are none."""
     record = bundled_stages() / RECORD
     if not record.is_file():
         return None
@@ -32,33 +45,44 @@ def bundled_exporter() -> dict[str, str] | None:
     return found
 
 
-def installed_exporter() -> dict[str, str]:
-    """Versions of the installed export packages. Raises MissingDependencyError if one is absent."""
+def installed_toolchain(*, with_modelopt: bool = False) -> dict[str, str]:
+    """Versions of the installed packages that export, and calibrate. Raises MissingDependencyError if one is absent."""
     try:
-        return {name: version(name) for name in EXPORTER_PACKAGES}
+        return {name: version(name) for name in (*EXPORTER_PACKAGES, *([MODELOPT] if with_modelopt else []))}
     except PackageNotFoundError as error:
+        what = "calibrating for this recipe" if error.name == MODELOPT else "exporting a model"
         raise MissingDependencyError(
-            f"exporting a model needs {error.name}, which is not installed", hint='pip install "rtgen[compile]"'
+            f"{what} needs {error.name}, which is not installed", hint='pip install "rtgen[compile]"'
         ) from error
 
 
 @cache
 def exporter_sources() -> str:
     """Digest of rtgen's own code that shapes exported graphs, and of the plugin kernels."""
-    models = sorted((Path(rtgen.__file__).parent / "models").glob("*.py"))  # the readers of checkpoints shape none
-    return _sources(EXPORTER_SOURCES, *models, data_directory("plugins"))
+    return _sources(EXPORTER_SOURCES, *_modules("models"), data_directory("plugins"))
+
+
+@cache
+def recorder_sources() -> str:
+    """Digest of rtgen's own code that makes and records calibration streams."""
+    return _sources(RECORDER_SOURCES, *_modules("models"))
 
 
 @cache
 def quantizer_sources() -> str:
     """Digest of rtgen's own code that quantizes weights; its passes are among the exporter's sources."""
-    return _sources(QUANTIZER_SOURCES)
+    return _sources(("plugins/w4a4_linear.py",), *_modules("quantize"), *_modules("models"))
 
 
 @cache
 def builder_sources() -> str:
     """Digest of rtgen's own code that makes packages out of graphs."""
     return _sources(BUILDER_SOURCES)
+
+
+def _modules(room: str) -> list[Path]:
+    """The files of a room but for those in folders: readers of checkpoints, and reports, change no stage."""
+    return sorted((Path(rtgen.__file__).parent / room).glob("*.py"))
 
 
 def _sources(names: tuple[str, ...], *more: Path) -> str:

@@ -12,6 +12,7 @@ from rtgen.build.lockstep import LockstepBackend
 from rtgen.build.plan import BuildPlan, plan_build
 from rtgen.build.reference import ReferenceBackend
 from rtgen.build.request import BuildRequest
+from rtgen.build.sizes import sizes_of
 from rtgen.build.walk import graphs_and_weights
 from rtgen.config.load import load_model
 from rtgen.engine.package import Package, open_package
@@ -52,12 +53,18 @@ class VerifyReport:
 
 
 def compare_with_onnxruntime(
-    package: Path, progress: Progress, *, weights: Path | None = None, store: Path | None = None
+    package: Path,
+    progress: Progress,
+    *,
+    weights: Path | None = None,
+    calibration_prompts: Path | None = None,
+    store: Path | None = None,
 ) -> VerifyReport:
     """Run a package on this machine beside the graphs it was built from, on equal inputs, and compare.
 
     The graphs are those of the build that the manifest describes: found in ``store`` (or in the installation), or
-    exported again from ``weights`` (default: the model's own). Both sides are driven by the pipeline: the example
+    exported again from ``weights`` (default: the model's own), and calibrated again on ``calibration_prompts`` if the
+    recipe is. Both sides are driven by the pipeline: the example
     prompt through the text encoder, two chunks of seeded noise through every denoise pass and the clean pass, and the
     latents through the decoder, at the package's default size. Inputs are the same on both sides; the K/V ring and the
     decoder's past frames are each side's own, and are compared at the end.
@@ -73,18 +80,27 @@ def compare_with_onnxruntime(
     opened = open_package(package, progress)
     if opened.manifest.target.compute_capability is not None:
         check_gpu(opened.manifest)  # before graphs are made in vain
-    _, request = plan_of(opened.manifest, weights, store)
+    _, request = plan_of(opened.manifest, weights, store, calibration_prompts)
     graphs, files = graphs_and_weights(request, progress)
     return compare_package(opened, graphs, files, progress)
 
 
-def plan_of(manifest: Manifest, weights: Path | None, store: Path | None) -> tuple[BuildPlan, BuildRequest]:
+def plan_of(
+    manifest: Manifest, weights: Path | None, store: Path | None, calibration_prompts: Path | None = None
+) -> tuple[BuildPlan, BuildRequest]:
     """The build that led to a package. Raises PackageMismatchError unless it would lead to it again."""
-    own = load_model(manifest.model.name).resolution.profiles
-    profiles = [(profile.min, profile.opt, profile.max) for profile in manifest.profiles]
-    is_own = profiles == [(profile.min, profile.opt, profile.max) for profile in own]
-    sizes = () if is_own else tuple(best for _, best, _ in profiles)
-    request = BuildRequest(manifest.target.gpu, manifest.model.name, manifest.recipe, sizes, weights, store)
+    model = manifest.model
+    sizes = sizes_of(load_model(model.name), manifest.profiles)
+    request = BuildRequest(
+        manifest.target.gpu,
+        model.name,
+        manifest.recipe,
+        sizes,
+        weights,
+        store,
+        decoder=model.decoder,
+        calibration_prompts=calibration_prompts,
+    )
     plan = plan_build(request)
     again = f"rtgen build --gpu {manifest.target.gpu} --model {manifest.model.name}"
     if plan.model_digest != manifest.model.digest:
@@ -96,7 +112,7 @@ def plan_of(manifest: Manifest, weights: Path | None, store: Path | None) -> tup
     if plan.package_key != manifest.key:
         raise PackageMismatchError(
             "the package was built with other settings, or by another version of rtgen, its exporter or its compiler",
-            hint=f"{again} makes it again",
+            hint=f"{again} makes it again; if it was calibrated on prompts of your own, --calib-prompts names them",
         )
     return plan, request
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rtgen.build.calibration import CODES, STREAMS, make_codes, make_streams
 from rtgen.build.engines import make_package
 from rtgen.build.graphs import make_export, make_graphs
 from rtgen.build.plan import BuildPlan, plan_build
@@ -80,6 +81,13 @@ def graphs_and_weights(request: BuildRequest, progress: Progress) -> tuple[Path,
     return walk.graphs(), walk.converted().weights
 
 
+def prepared(request: BuildRequest, progress: Progress) -> tuple[BuildPlan, Path]:
+    """A request's plan with the weights as the build uses them, and the folder of graphs that passes start from: with
+    quantized weights, and what was decided about them, where the recipe says so."""
+    walk = _Walk(plan_build(request), progress)
+    return walk.converted(), walk.prepared()
+
+
 def _forget(plan: BuildPlan) -> None:
     for package in plan.store.packages():
         if (package.model, package.gpu, package.key) == (plan.model.name, plan.gpu.name, plan.package_key):
@@ -124,12 +132,28 @@ class _Walk:
     def prepared(self) -> Path:
         """The exported graphs, with their weights quantized where the recipe says so."""
         plan, progress = self.plan, self.progress
-        if plan.recipe.weights is None:
+        if plan.recipe.quantization is None:
             return self.exported()
         return self._stage(
-            STAGE,
-            plan.quantize_key,
-            lambda folder: make_quantized(self.converted(), self.exported(), folder, progress),
+            STAGE, plan.quantize_key, lambda folder: make_quantized(self.codes(), self.exported(), folder, progress)
+        )
+
+    def codes(self) -> Path:
+        """The quantized weights and what was decided about them, for a recipe that has any."""
+        plan, progress = self.plan, self.progress
+        assert plan.recipe.quantization is not None
+        is_calibrated = plan.recipe.quantization.is_calibrated
+
+        def make(folder: Path) -> None:
+            make_codes(self.converted(), self.streams() if is_calibrated else None, folder, progress)
+
+        return self._stage(CODES, plan.codes_key, make)
+
+    def streams(self) -> Path:
+        """The recorded streams that recipes are calibrated on."""
+        plan, progress = self.plan, self.progress
+        return self._stage(
+            STREAMS, plan.calibration_key, lambda folder: make_streams(self.converted(), folder, progress)
         )
 
     def exported(self) -> Path:

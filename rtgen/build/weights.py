@@ -17,7 +17,7 @@ from rtgen.models.registry import COMPONENTS, create
 from rtgen.store.keys import JsonValue, fields_digest, tree_digest
 
 if TYPE_CHECKING:
-    from rtgen.config.model import ModelConfig
+    from rtgen.config.model import Decoder, ModelConfig
     from rtgen.engine.manifest import Component
     from rtgen.progress import Progress
     from rtgen.store.store import Store
@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 def piece_of(component: Component, config: ModelConfig) -> Piece:
     """The published piece that a component is read from."""
-    return "tiny_decoder" if component == "decoder" and config.decoder == "taehv" else component
+    return decoder_piece(config.decoder) if component == "decoder" else component
+
+
+def decoder_piece(decoder: Decoder) -> Piece:
+    """The published piece of a decoder."""
+    return "tiny_decoder" if decoder == "taehv" else "decoder"
 
 
 def published_sources(config: ModelConfig, folder: Path) -> dict[str, Source]:

@@ -25,6 +25,8 @@ def build(
     model: str,
     recipe: str | None,
     sizes: Sequence[tuple[int, int]],
+    decoder: str | None,
+    calibration_prompts: Path | None,
     weights: Path | None,
     store: Path | None,
     force: bool,
@@ -38,13 +40,16 @@ def build(
     rtgen build                               for this machine's GPU, or its processor
     rtgen build --gpu rtx4080-laptop          for another machine
     """
+    from rtgen.build.fitting import build_fitting
     from rtgen.build.request import BuildRequest
-    from rtgen.build.walk import build as build_package
 
     with output.progress() as progress:
         names = dict.fromkeys(resolve_gpu(name, progress) for name in gpu or ("auto",))
         outcomes = {
-            name: build_package(BuildRequest(name, model, recipe, tuple(sizes), weights, store, force), progress)
+            name: build_fitting(
+                BuildRequest(name, model, recipe, tuple(sizes), weights, store, force, decoder, calibration_prompts),
+                progress,
+            )
             for name in names
         }
     packages = [{"gpu": name, **outcome_data(outcome)} for name, outcome in outcomes.items()]

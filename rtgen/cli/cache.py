@@ -38,6 +38,8 @@ def key(
     model: str,
     recipe: str | None,
     sizes: Sequence[tuple[int, int]],
+    decoder: str | None,
+    calibration_prompts: Path | None,
     weights: Path | None,
     store: Path | None,
 ) -> Result:
@@ -50,7 +52,8 @@ def key(
 
     with output.progress() as progress:
         name = resolve_gpu(gpu, progress)
-    value = package_key(BuildRequest(name, model, recipe, tuple(sizes), weights, store))
+    request = BuildRequest(name, model, recipe, tuple(sizes), weights, store, False, decoder, calibration_prompts)
+    value = package_key(request)
     return Result({"key": value, "gpu": name, "model": model}, lines=[value], quiet=[value])
 
 

@@ -30,6 +30,15 @@ def _loader(function: str) -> Callable[..., Any]:
     return call
 
 
+def _format(recipe: Any, section: str) -> str:
+    """The number format of a recipe's weights or activations, such as ``int4/64``."""
+    quantization = getattr(recipe.quantization, section, None)
+    if quantization is None:
+        return str(recipe.precision)
+    shared = quantization.block if section == "weights" else quantization.group
+    return f"{quantization.format}/{shared}" if shared else str(quantization.format)
+
+
 KINDS: Mapping[str, Kind] = {
     "gpu": Kind(
         _loader("list_gpus"),
@@ -49,7 +58,7 @@ KINDS: Mapping[str, Kind] = {
             "title": lambda model: model.title,
             "size": lambda model: size_text(model.resolution.default),
             "fps": lambda model: str(model.frames_per_second),
-            "weights": lambda model: model.weights.directory,
+            "weights": lambda model: model.weights.directory or "see model show",
         },
     ),
     "recipe": Kind(
@@ -57,9 +66,11 @@ KINDS: Mapping[str, Kind] = {
         _loader("load_recipe"),
         {
             "title": lambda recipe: recipe.title,
-            "precision": lambda recipe: recipe.precision,
             "compilers": lambda recipe: ", ".join(recipe.compilers),
-            "minimum cc": lambda recipe: recipe.minimum_compute_capability or "-",
+            "weights": lambda recipe: _format(recipe, "weights"),
+            "activations": lambda recipe: _format(recipe, "activations"),
+            "algorithm": lambda recipe: recipe.quantization.algorithm if recipe.quantization else "-",
+            "cc": lambda recipe: ", ".join(recipe.compute_capabilities) or "-",
         },
     ),
 }

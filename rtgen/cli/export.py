@@ -16,6 +16,8 @@ def export(
     model: str,
     recipe: str | None,
     sizes: Sequence[tuple[int, int]],
+    decoder: str | None,
+    calibration_prompts: Path | None,
     weights: Path | None,
     store: Path | None,
 ) -> Result:
@@ -29,6 +31,7 @@ def export(
 
     with output.progress() as progress:
         name = resolve_gpu(gpu, progress)
-        folder = export_stage(BuildRequest(name, model, recipe, tuple(sizes), weights, store), progress)
+        request = BuildRequest(name, model, recipe, tuple(sizes), weights, store, False, decoder, calibration_prompts)
+        folder = export_stage(request, progress)
     data = {"folder": str(folder), "files": sorted(path.name for path in folder.iterdir())}
     return Result(data, lines=[str(folder)], quiet=[str(folder)])

@@ -14,6 +14,7 @@ COMMANDS = {
     "build": Lazy("rtgen.cli.build", "build", "Compile a model into an engine package for a GPU."),
     "run": Lazy("rtgen.cli.run", "run", "Make a video from a prompt."),
     "export": Lazy("rtgen.cli.export", "export", "Write the ONNX files of a model, before compilation."),
+    "quantize": Lazy("rtgen.cli.quantize", "quantize", "Quantize a model, and show what was decided for each layer."),
     "verify": Lazy("rtgen.cli.verify", "verify", "Compare what a package computes with ONNX Runtime on the processor."),
     "doctor": Lazy("rtgen.cli.doctor", "doctor", "Show what works on this machine, and how to fix what does not."),
     "gpu": Lazy("rtgen.cli.gpu", "gpu", "List and show the GPUs that packages are built for."),

@@ -57,6 +57,8 @@ def complete_package(ctx: click.Context, param: click.Parameter, incomplete: str
 
 
 DEFAULT_MODEL = "postcard"
+DECODERS = ("vae", "taehv")
+"""Of model configs; which of them a model offers is the build's to check."""
 _path = click.Path(path_type=Path)
 
 gpu_option = partial(
@@ -71,9 +73,10 @@ recipe_option = partial(
     click.option, "--recipe", metavar="NAME", shell_complete=names("recipe"),
     help="Numeric recipe; the GPU's own by default.",
 )  # fmt: skip
+_RECIPES_HELP = "Numeric recipe; repeatable. The GPU's own by default."
 sizes_option = partial(
     click.option, "--size", "sizes", metavar="HxW", multiple=True, callback=_to_sizes, shell_complete=_complete_size,
-    help="Frame size that the package must serve; repeatable. The model's profiles by default.",
+    help="Frame size that the package must serve; several serve those between, too. The model's profiles by default.",
 )  # fmt: skip
 size_option = partial(
     click.option, "--size", metavar="HxW", callback=_to_size, shell_complete=_complete_size,
@@ -82,18 +85,28 @@ size_option = partial(
 weights_option = partial(
     click.option, "--weights", metavar="DIR", type=_path, help="Folder of the model's weights, if not bundled.",
 )  # fmt: skip
+decoder_option = partial(
+    click.option, "--decoder", metavar="NAME", type=click.Choice(DECODERS),
+    help="What turns latents into frames, of the decoders that the model offers: vae or taehv (tiny).",
+)  # fmt: skip
+calibration_option = partial(
+    click.option, "--calib-prompts", "calibration_prompts", metavar="FILE", type=_path,
+    help="Prompts to calibrate the recipe on, one a line; the model's own by default.",
+)  # fmt: skip
 store_option = partial(
     click.option, "--store", metavar="DIR", type=_path, help="Where engine packages are kept.",
 )  # fmt: skip
 
 
-def build_options(*, gpus: bool = False, sizes: bool = True) -> Callable[[Decorated], Decorated]:
-    """The options that make a BuildRequest, besides ``--force``: with one or several ``gpus``, one or several sizes."""
+def build_options(*, gpus: bool = False, sizes: bool = True, recipes: bool = False) -> Callable[[Decorated], Decorated]:
+    """The options that make a BuildRequest, besides ``--force``: one or several of ``gpus``, ``sizes``, ``recipes``."""
 
     def wrap(callback: Decorated) -> Decorated:
         gpu = gpu_option(multiple=True) if gpus else gpu_option(default="auto", show_default=True)
         size = sizes_option() if sizes else size_option()
-        for option in (store_option(), weights_option(), size, recipe_option(), model_option(), gpu):
+        recipe = recipe_option("recipes", multiple=True, help=_RECIPES_HELP) if recipes else recipe_option()
+        where, what = (store_option(), weights_option()), (recipe, model_option(), gpu)
+        for option in (*where, calibration_option(), decoder_option(), size, *what):
             callback = option(callback)
         return callback
 

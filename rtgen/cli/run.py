@@ -10,14 +10,13 @@ import click
 
 from rtgen.cli.destination import STANDARD_OUTPUT, check_destination, default_destination
 from rtgen.cli.group import command
+from rtgen.cli.opening import chosen_size, open_pipeline
 from rtgen.cli.options import build_options, resolve_gpu
 from rtgen.cli.output import Output, Result
-from rtgen.errors import NoGpuError, PackageInvalidError, PackageMissingError, PromptError, SizeError, UsageError
+from rtgen.errors import PromptError, UsageError
 
 if TYPE_CHECKING:
-    from rtgen.build.request import BuildRequest
     from rtgen.progress import Progress
-    from rtgen.runtime.pipeline import Pipeline
 
 DEFAULT_SECONDS = 5.0
 EXAMPLE = 'rtgen run --prompt "a red hot air balloon over the mountains at sunset"'
@@ -43,6 +42,14 @@ def _video_on_stdout(ctx: click.Context, parameter: click.Parameter, value: str 
     "-o", "--output", "destination", metavar="FILE", is_eager=True, callback=_video_on_stdout,
     help=".mp4, .mkv, .webm, .gif or .webp, folder/ for images, or - for stdout. Named after the prompt by default.",
 )  # fmt: skip
+@click.option(
+    "--then", metavar="S TEXT", type=(float, str), multiple=True,
+    help="From second S on, go on with another prompt; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--error-budget", metavar="E", type=float, default=0.0, show_default=True,
+    help="Leave out denoise passes that change a chunk by at most E, such as 0.05.",
+)  # fmt: skip
 @click.option("--no-build", is_flag=True, help="Fail if the package is missing, instead of building it.")
 def run(
     output: Output,
@@ -51,38 +58,50 @@ def run(
     model: str,
     recipe: str | None,
     size: tuple[int, int] | None,
+    decoder: str | None,
+    calibration_prompts: Path | None,
     weights: Path | None,
     store: Path | None,
     seed: int,
     seconds: float | None,
     frames: int | None,
     destination: str | None,
+    then: tuple[tuple[float, str], ...],
+    error_budget: float,
     no_build: bool,
 ) -> Result:
     """Make a video from a prompt.
 
-    A package that is missing is built first.
+    The package that suits the size best is taken from the store; if there is none, one is built first.
 
     \b
     rtgen run --prompt "a red hot air balloon over the mountains at sunset"
     rtgen run --prompt "a blue bird over a lake" --seconds 3 -o bird.gif
+    rtgen run --prompt "a red kite over a meadow at noon" --then 3 "a red kite over a meadow at night" --seconds 6
     """
     text = _checked_prompt(prompt)
-    count = _frame_count(seconds, frames, model)
+    count, shape = _frame_count(seconds, frames, model), chosen_size(size, model)
+    changes = _prompt_changes(then, model)
     target = destination or default_destination(text, seed, Path())
     check_destination(target)
     from rtgen.build.request import BuildRequest
+    from rtgen.runtime.adaptive import checked_budget
     from rtgen.runtime.player import play
 
+    budget = checked_budget(error_budget)
     with output.progress() as progress:
-        request = BuildRequest(resolve_gpu(gpu, progress), model, recipe, _own_sizes(size, model), weights, store)
-        with _open(request, progress, may_build=not no_build) as pipeline:
-            summary = dataclasses.asdict(play(pipeline, target, text, seed, count, size, _live_line(progress, count)))
+        request = BuildRequest(
+            resolve_gpu(gpu, progress), model, recipe, (), weights, store, False, decoder, calibration_prompts
+        )
+        with open_pipeline(request, shape, progress, may_build=not no_build) as pipeline:
+            live = _live_line(progress, count)
+            played = play(pipeline, target, text, seed, count, shape, live, error_budget=budget, then=changes)
             package = str(pipeline.package.path)
-    data = {**summary, "package": package, "prompt": text, "seed": seed}
+    summary = dataclasses.asdict(played)
+    data = {**summary, "package": package, "prompt": text, "seed": seed, "error_budget": budget}
     warnings = [f"warning: {warning}" for warning in summary["warnings"]]
     names = [] if target == STANDARD_OUTPUT else [target]
-    return Result(data, lines=names, quiet=names, summary=[*warnings, _sentence(summary)])
+    return Result(data, lines=names, quiet=names, summary=[*warnings, *_sentences(summary, budget)])
 
 
 def _checked_prompt(prompt: str | None) -> str:
@@ -108,70 +127,6 @@ def _frame_count(seconds: float | None, frames: int | None, model: str) -> int:
     return max(1, round(length * load_model(model).frames_per_second))
 
 
-def _own_sizes(size: tuple[int, int] | None, model: str) -> tuple[tuple[int, int], ...]:
-    """The sizes to ask the build for: none when the model's ordinary package serves ``size``. Raises SizeError."""
-    if size is None:
-        return ()
-    from rtgen.build.plan import exact_profile
-    from rtgen.config.load import load_model
-    from rtgen.runtime.profiles import serves
-
-    config = load_model(model)
-    exact_profile(config, size)  # refuses what no package could serve
-    return () if any(serves(profile, size) for profile in config.resolution.profiles) else (size,)
-
-
-def _open(request: "BuildRequest", progress: "Progress", *, may_build: bool) -> "Pipeline":
-    """The package's pipeline; the package comes from the store, or is built."""
-    from rtgen.build.walk import build, package_key
-    from rtgen.runtime.pipeline import Pipeline
-    from rtgen.store.store import Store
-
-    _require_device(request.gpu)
-    found = Store(request.store).find_package(request.model, request.gpu, package_key(request))
-    if found is not None:
-        try:
-            return Pipeline.open(found)
-        except PackageInvalidError:
-            if not may_build:
-                raise
-            progress.note("the package in the store is damaged: building it again")
-    elif request.sizes:
-        raise _unserved(request)
-    else:
-        reason = f"there is no package of {request.model} for {request.gpu} with these settings"
-        if not may_build:
-            hint = f"rtgen build --gpu {request.gpu} --model {request.model}, or leave out --no-build"
-            raise PackageMissingError(reason, hint=hint)
-        progress.note(f"{reason}: building it (rtgen build does that ahead of time)")
-    return Pipeline.open(build(request, progress).package)
-
-
-def _require_device(gpu: str) -> None:
-    """Refuse a GPU's package on a machine without one before minutes go into building it. Raises NoGpuError."""
-    from rtgen.config.load import load_gpu
-    from rtgen.runtime.select import detect_gpus
-
-    if load_gpu(gpu).compute_capability is not None and not detect_gpus():
-        raise NoGpuError(
-            f"{gpu} packages run on an NVIDIA GPU, and this machine has none with a working driver",
-            hint="rtgen run --gpu cpu runs on the processor; rtgen build works without a GPU",
-        )
-
-
-def _unserved(request: "BuildRequest") -> SizeError:
-    """Neither the model's ordinary package nor one of its own serves the one size of the request."""
-    from rtgen.config.load import load_model
-
-    profiles = load_model(request.model).resolution.profiles
-    ranges = " or ".join(f"{p.min[0]}x{p.min[1]} to {p.max[0]}x{p.max[1]}" for p in profiles)
-    size = "x".join(map(str, request.sizes[0]))
-    return SizeError(
-        f"{request.model} for {request.gpu} serves frames of {ranges}, not {size}",
-        hint=f"rtgen build --gpu {request.gpu} --model {request.model} --size {size} makes a package that does",
-    )
-
-
 def _live_line(progress: "Progress", frames: int) -> Callable[[int, float, float | None], None]:
     def on_progress(done: int, fps: float, time_to_first_frame_s: float | None) -> None:
         first = "" if time_to_first_frame_s is None else f", first frame after {time_to_first_frame_s:.2f} s"
@@ -180,8 +135,22 @@ def _live_line(progress: "Progress", frames: int) -> Callable[[int, float, float
     return on_progress
 
 
-def _sentence(run: dict[str, Any]) -> str:
-    return (
+def _prompt_changes(then: tuple[tuple[float, str], ...], model: str) -> list[tuple[int, str]]:
+    """Each later prompt with the number of frames before it."""
+    from rtgen.config.load import load_model
+
+    changes = []
+    for second, prompt in then:
+        if not 0 < second < math.inf:
+            raise UsageError(f"--then takes a second after the start, not {second:g}", hint='such as --then 3 "TEXT"')
+        changes.append((round(second * load_model(model).frames_per_second), _checked_prompt(prompt)))
+    return changes
+
+
+def _sentences(run: dict[str, Any], error_budget: float) -> list[str]:
+    speed = (
         f"{run['frames']} frames in {run['seconds']:.1f} s: {run['fps']:.1f} FPS, first frame after "
         f"{run['time_to_first_frame_s']:.2f} s ({run['backend']}, {run['device']})"
     )
+    passes = f"{run['denoise_passes']:.1f} denoise passes a chunk, {run['saved_passes']:.0%} left out"
+    return [speed, passes] if error_budget else [speed]

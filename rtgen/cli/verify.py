@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from rtgen.cli.group import command
-from rtgen.cli.options import complete_package, store_option, weights_option
+from rtgen.cli.options import calibration_option, complete_package, store_option, weights_option
 from rtgen.cli.output import Output, Result
 from rtgen.cli.packages import find_package
 from rtgen.cli.table import columns
@@ -16,8 +16,11 @@ from rtgen.errors import RtgenError
 @command("verify")
 @click.argument("name", metavar="PACKAGE", shell_complete=complete_package)
 @weights_option()
+@calibration_option()
 @store_option()
-def verify(output: Output, name: str, weights: Path | None, store: Path | None) -> Result:
+def verify(
+    output: Output, name: str, weights: Path | None, calibration_prompts: Path | None, store: Path | None
+) -> Result:
     """Compare what a package computes with ONNX Runtime on the processor.
 
     PACKAGE is a folder, the start of a key, a GPU, or MODEL/GPU. For the files' hashes, see 'rtgen engine verify'.
@@ -27,7 +30,9 @@ def verify(output: Output, name: str, weights: Path | None, store: Path | None) 
 
     path = find_package(Store(store), name)
     with output.progress() as progress:
-        report = compare_with_onnxruntime(path, progress, weights=weights, store=store)
+        report = compare_with_onnxruntime(
+            path, progress, weights=weights, calibration_prompts=calibration_prompts, store=store
+        )
     rows = [
         [row.component, row.tensor, f"{row.max_abs:.3g}", f"{row.max_rel:.3g}", "ok" if row.passed else "differs"]
         for row in report.rows

@@ -86,6 +86,11 @@ def recipe_for(gpu: "GpuConfig", recipe: "RecipeConfig") -> None:
         raise UsageError(reason, hint=hint)
 
 
+def can_run(gpu: "GpuConfig", recipe: "RecipeConfig") -> bool:
+    """Whether the recipe runs on the GPU."""
+    return _refusal(gpu, recipe) is None
+
+
 def match_gpu(device_name: str, compute_capability: str, vram_gib: float) -> "GpuConfig | None":
     """The config for a device, as the driver describes it (``--gpu auto``); None when no config has its capability.
 
@@ -106,15 +111,11 @@ def match_gpu(device_name: str, compute_capability: str, vram_gib: float) -> "Gp
 def _refusal(gpu: "GpuConfig", recipe: "RecipeConfig") -> str | None:
     if gpu.compiler not in recipe.compilers:
         return f"recipe '{recipe.name}' is for {' and '.join(recipe.compilers)}, but {gpu.name} uses {gpu.compiler}"
-    minimum = recipe.minimum_compute_capability
-    if minimum is not None and _version(gpu.compute_capability) < _version(minimum):
-        has = "is no CUDA GPU" if gpu.compute_capability is None else f"has {gpu.compute_capability}"
-        return f"recipe '{recipe.name}' needs compute capability {minimum}, but {gpu.name} {has}"
+    capability = gpu.compute_capability
+    if capability is not None and capability not in recipe.compute_capabilities:
+        known = ", ".join(recipe.compute_capabilities)
+        return f"recipe '{recipe.name}' runs on compute capability {known}, but {gpu.name} has {capability}"
     return None
-
-
-def _version(compute_capability: str | None) -> tuple[int, ...]:
-    return () if compute_capability is None else tuple(int(part) for part in compute_capability.split("."))
 
 
 def _find(kind: Kind, name: str) -> Path:

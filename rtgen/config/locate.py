@@ -63,3 +63,13 @@ def config_files(folder: Literal["gpus", "models", "recipes"]) -> dict[str, Path
             if NAME_PATTERN.fullmatch(path.stem):
                 found.setdefault(path.stem, path)
     return dict(sorted(found.items()))
+
+
+def calibration_files() -> dict[str, Path]:
+    """The files of calibration prompts by name (file stem), sorted."""
+    found: dict[str, Path] = {}
+    for directory in config_directories():
+        for path in (directory / "calibration").glob("*.txt"):
+            if NAME_PATTERN.fullmatch(path.stem):
+                found.setdefault(path.stem, path)
+    return dict(sorted(found.items()))

@@ -13,6 +13,9 @@ from rtgen.config.base import Section
 Size = tuple[int, int]
 """Height and width in pixels."""
 
+Decoder = Literal["vae", "taehv"]
+"""What turns latents into frames: the autoencoder's own decoder, or the tiny one trained to stand in for Wan's."""
+
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
@@ -82,6 +85,8 @@ class AutoencoderConfig(Section):
 
     latent_channels: int = Field(default=16, gt=0)
     base_channels: int = Field(gt=0)
+    decoder_base_channels: int | None = Field(default=None, gt=0)
+    """Where the decoder's width differs from the encoder's (Wan 2.2's ``dec_dim``)."""
     multipliers: tuple[int, ...] = Field(min_length=2)
     residual_blocks: int = Field(gt=0)
     temporal_downsample: tuple[bool, ...]
@@ -164,14 +169,43 @@ class WeightsConfig(Section):
         return self
 
 
+class CalibrationConfig(Section):
+    """The streams that quantization is calibrated on."""
+
+    prompts: str = Field(default="general", pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    """A file of ``configs/calibration``, one prompt a line; each is a stream. ``--calib-prompts`` names another."""
+    chunks: tuple[int, ...] = Field(default=(0, 1, 5), min_length=1)
+    """Chunks of a stream whose passes are recorded: early ones, and late ones that see a ring which turned over."""
+    size: Size | None = None
+    """Frame size of the streams; the model's default size unless given."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if any(chunk < 0 for chunk in self.chunks) or list(self.chunks) != sorted(set(self.chunks)):
+            raise ValueError("chunks must ascend from 0")
+        return self
+
+
+class EvaluationConfig(Section):
+    """What tells whether clips show what their prompts ask for: files beside the weights, which need not be there."""
+
+    classifier: FileName
+    """An ONNX file that takes clips uint8 [B, frames, 3, H, W] and returns class indices int64 [B, attributes]."""
+    prompts: FileName
+    """JSON: prompts that training never saw, with the value of each attribute (``rtgen.fidelity.attributes``)."""
+
+
 class ModelConfig(Section):
     """A model that rtgen can compile."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
     title: str
     frames_per_second: int = Field(gt=0)
-    decoder: Literal["vae", "taehv"] = "vae"
-    """What turns latents into frames: the autoencoder's own decoder, or the tiny one trained to stand in for Wan's."""
+    decoder: Decoder = "vae"
+    """The decoder to build with unless another of ``decoders`` is asked for."""
+    decode_frames: int | None = Field(default=None, gt=0)
+    """Latent frames that one run of the decoder takes, a divisor of the chunk: less memory, more runs. By default the
+    whole chunk."""
     example_prompts: tuple[str, ...] = Field(min_length=1)
     text_encoder: TextEncoderConfig
     denoiser: DenoiserConfig
@@ -180,13 +214,37 @@ class ModelConfig(Section):
     schedule: ScheduleConfig
     resolution: ResolutionConfig
     weights: WeightsConfig
+    calibration: CalibrationConfig = CalibrationConfig()
+    evaluation: EvaluationConfig | None = None
 
     @model_validator(mode="after")
     def _strides_of_the_tiny_decoder(self) -> Self:
-        strides = (self.autoencoder.temporal_stride, self.autoencoder.spatial_stride)
-        if self.decoder == "taehv" and strides != (4, 8):
+        if self.decoder == "taehv" and not self._has_wan_strides:
+            strides = (self.autoencoder.temporal_stride, self.autoencoder.spatial_stride)
             raise ValueError(f"decoder 'taehv' makes 4 frames of 8x8 pixels, the autoencoder has strides {strides}")
         return self
+
+    @model_validator(mode="after")
+    def _whole_runs_of_the_decoder(self) -> Self:
+        if self.cache.chunk % self.decoded_at_once:
+            raise ValueError(f"decode_frames {self.decode_frames} must divide chunk {self.cache.chunk}")
+        return self
+
+    @property
+    def decoded_at_once(self) -> int:
+        """Latent frames that one run of the decoder takes."""
+        return self.decode_frames or self.cache.chunk
+
+    @property
+    def decoders(self) -> tuple[Decoder, ...]:
+        """The decoders that there are weights of, the config's own first: of published models, both that fit."""
+        if self.weights.published is None or not self._has_wan_strides:
+            return (self.decoder,)
+        return ("vae", "taehv") if self.decoder == "vae" else ("taehv", "vae")
+
+    @property
+    def _has_wan_strides(self) -> bool:
+        return (self.autoencoder.temporal_stride, self.autoencoder.spatial_stride) == (4, 8)
 
     @property
     def dropped_frames(self) -> int:

@@ -6,10 +6,11 @@ Shapes are symbolic. A dimension is an integer or a product of integers and dime
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from math import prod
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 MANIFEST_NAME = "manifest.json"
 
@@ -105,19 +106,27 @@ class ModelEntry(Entry):
     latent_channels: int
     spatial_stride: int
     temporal_stride: int
+    decoder: Literal["vae", "taehv"]
     dropped_frames: int = Field(ge=0)
     """Frames that the decoder makes at the start of a stream and that do not exist."""
     chunk: int
     window: int
     sink: int
     position_limit: int = Field(gt=0)
-    sigmas: tuple[float, ...]
+    sigmas: tuple[float, ...] = Field(min_length=1)
     """Warped noise levels of the denoise passes, descending from 1 to above 0."""
     sampler: Literal["renoise", "euler"]
     rope_split: tuple[int, int, int]
     rope_theta: float
     prompt_tokens: int
     tokenizer: FileName
+
+    @field_validator("sigmas")
+    @classmethod
+    def _descending(cls, sigmas: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(higher > lower for higher, lower in pairwise((1.0 + 1e-6, *sigmas, 0.0))):
+            raise ValueError(f"noise levels must descend from 1 to above 0, got {sigmas}")
+        return sigmas
 
 
 class MemoryPlan(Entry):
@@ -150,6 +159,9 @@ class Manifest(Entry):
     compiler: CompilerEntry
     profiles: tuple[ProfileEntry, ...] = Field(min_length=1)
     components: Mapping[Component, ComponentEntry]
+    share_activations: bool = True
+    """Whether the engines take turns, and share the memory of their intermediate results. Engines that are to overlap
+    need their own."""
     memory_plan: MemoryPlan
     files: Mapping[FileName, FileEntry]
     """Every file of the package except the manifest itself."""

@@ -33,6 +33,7 @@ def estimate(
     *,
     weights: Mapping[Component, int],
     activations: Mapping[Component, int],
+    share_activations: bool,
     vram: int,
     context: int = CONTEXT_BYTES,
 ) -> MemoryPlan:
@@ -40,16 +41,18 @@ def estimate(
 
     ``sizes`` gives the symbolic dimensions at the greatest profile. ``weights`` and ``activations`` are bytes by
     component: what the builder reported, or the caller's estimate before there is an engine. The text encoder counts
-    although it runs once a prompt and could be released: changing the prompt while the video streams needs it. Every
-    component has its own activation memory. All figures in bytes.
+    although it runs once a prompt and could be released: changing the prompt while the video streams needs it. With
+    ``share_activations`` the engines take turns in one arena for intermediate results, which is as large as the
+    greatest of them asks for; else each has its own. All figures in bytes.
 
     Raises KeyError when ``sizes`` lacks a dimension, or a component lacks its figure.
     """
     components = {name: entry for name, entry in components.items() if entry.runs_on == "device"}
     states = {name: _state_bytes(component, sizes) for name, component in components.items()}
+    demands = [activations[name] for name in components]
     return MemoryPlan(
         weights=sum(weights[name] for name in components),
-        activations=sum(activations[name] for name in components),
+        activations=max(demands, default=0) if share_activations else sum(demands),
         kv_ring=states.get("denoiser", 0),
         decoder_state=sum(count for name, count in states.items() if name != "denoiser"),
         io=sum(_io_bytes(component, sizes) for component in components.values()),

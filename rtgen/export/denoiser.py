@@ -8,6 +8,9 @@ what it believes is clean (x - sigma * v) and what it believes is noise (x + (1 
 * clean pass: sigma 0; only the keys and values it writes matter.
 
 So the sampler needs no arithmetic outside the engine. v is the rectified-flow velocity noise - clean.
+
+``change`` is how far ``denoised`` lies from ``clean``: between the estimates of two passes, from the second pass on. It
+is what adaptive steps are decided by (``rtgen.runtime.adaptive``).
 """
 
 from __future__ import annotations
@@ -29,7 +32,11 @@ if TYPE_CHECKING:
 
 
 class DenoiserPass(nn.Module):
-    """A pass as described above; ``caches`` are the keys of all layers, then the values."""
+    """A pass as described above; ``caches`` are the keys of all layers, then the values.
+
+    Returns denoised and noise estimate (float32, shaped as ``clean``), change (float32 [1], the root mean square of
+    denoised - clean in latent units, whatever the precision of the weights), keys and values.
+    """
 
     def __init__(self, model: CausalVideoDiT) -> None:
         super().__init__()
@@ -54,7 +61,9 @@ class DenoiserPass(nn.Module):
         timestep = (1000 * sigma).expand(1, clean.shape[2])
         rotation = token_rotation((rope_time, rope_height, rope_width))
         velocity = self.model(latents, timestep, context, rotation, ring)
-        return latents - sigma * velocity, latents + (1 - sigma) * velocity, *ring.keys, *ring.values
+        denoised = latents - sigma * velocity
+        change = (denoised - clean).square().mean().sqrt().reshape(1)
+        return denoised, latents + (1 - sigma) * velocity, change, *ring.keys, *ring.values
 
 
 def cache_names(layers: int) -> list[str]:
@@ -91,6 +100,7 @@ def tensor_table(
     outputs = [
         TensorEntry(name="denoised", dtype="float32", shape=latents),
         TensorEntry(name="noise_estimate", dtype="float32", shape=latents),
+        TensorEntry(name="change", dtype="float32", shape=(1,)),
         *(TensorEntry(name=f"{name}_out", dtype=precision, shape=ring) for name in caches),
     ]
     states = [StateEntry(input=name, output=f"{name}_out", update="in_place") for name in caches]

@@ -47,7 +47,8 @@ class Decoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         reverse = config.multipliers[::-1]
-        widths = [config.base_channels * multiplier for multiplier in (reverse[0], *reverse)]
+        base = config.decoder_base_channels or config.base_channels
+        widths = [base * multiplier for multiplier in (reverse[0], *reverse)]
         self.conv1 = CausalConv3d(config.latent_channels, widths[0], KERNEL)
         top = widths[0]
         self.middle = nn.ModuleList([ResidualBlock(top, top), AttentionBlock(top), ResidualBlock(top, top)])

@@ -5,7 +5,7 @@ an :class:`Attend` is passed in, so that training (a block mask), streaming (the
 one implementation.
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +108,19 @@ class Head(nn.Module):
         return self.head(modulate(self.norm(x), shift, scale).to(self.head.weight.dtype))
 
 
+class Embedded(NamedTuple):
+    """The inputs of the blocks and of the head."""
+
+    x: Tensor
+    """Tokens [B, T, dim] float32."""
+    time: Tensor
+    """[B, F, dim] float32."""
+    time_parts: Tensor
+    """[B, F, 6, dim] float32."""
+    text: Tensor
+    """[B, L, dim] in the weights' dtype."""
+
+
 class CausalVideoDiT(nn.Module):
     """Predicts the rectified-flow velocity (noise - clean) of latent frames."""
 
@@ -140,19 +153,27 @@ class CausalVideoDiT(nn.Module):
         grid = tokens.reshape(tokens.shape[0], frames, rows, columns, height, width, -1)
         return grid.permute(0, 6, 1, 2, 4, 3, 5).reshape(tokens.shape[0], -1, frames, rows * height, columns * width)
 
+    def embed(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Embedded:
+        """What the blocks and the head are given; arguments as in :meth:`forward`."""
+        dtype = self.patch_embedding.weight.dtype
+        x = self.embed_patches(latents).float()
+        time = self.time_embedding(sinusoid(timestep, self.config.frequency_dim).to(dtype))
+        time_parts = self.time_projection(time).unflatten(2, (6, -1)).float()
+        return Embedded(x, time.float(), time_parts, self.text_embedding(context.to(dtype)))
+
+    def project(self, x: Tensor, time: Tensor, shape: torch.Size) -> Tensor:
+        """Velocity of latents of ``shape`` from the last block's tokens x [B, T, dim] and :class:`Embedded` time."""
+        _, height, width = self.config.patch
+        velocity = self.head(x, time).float()
+        return self.restore_patches(velocity, shape[2], shape[3] // height, shape[4] // width)
+
     def forward(self, latents: Tensor, timestep: Tensor, context: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
         """Velocity [B, C, F, H, W] float32.
 
         latents [B, C, F, H, W] float32; timestep [B, F] float32 in 0..1000; context [B, L, text_dim]; rotation
         [F * rows * columns, head_dim / 2, 2] float32 from :func:`rtgen.models.rope.token_rotation`.
         """
-        dtype = self.patch_embedding.weight.dtype
-        x = self.embed_patches(latents).float()
-        time = self.time_embedding(sinusoid(timestep, self.config.frequency_dim).to(dtype))
-        time_parts = self.time_projection(time).unflatten(2, (6, -1)).float()
-        text = self.text_embedding(context.to(dtype))
+        x, time, time_parts, text = self.embed(latents, timestep, context)
         for block in self.blocks:
             x = block(x, time_parts, text, rotation, attend)
-        _, height, width = self.config.patch
-        velocity = self.head(x, time.float()).float()
-        return self.restore_patches(velocity, latents.shape[2], latents.shape[3] // height, latents.shape[4] // width)
+        return self.project(x, time, latents.shape)

@@ -5,6 +5,7 @@ every number is checked against the file's size before anything is used.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -15,6 +16,8 @@ from rtgen.errors import CheckpointError
 HEADER_LIMIT = 100_000_000
 """Bytes; the limit of the reference implementation."""
 DTYPES = {"F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2)}
+CODES = {"U8": ("uint8", 1)}
+"""What a file of quantized weights has besides."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class StoredTensor:
     shape: tuple[int, ...]
 
 
-def read_index(file: Path) -> dict[str, StoredTensor]:
-    """Tensors of a safetensors file by name.
+def read_index(file: Path, *, codes: bool = False) -> dict[str, StoredTensor]:
+    """Tensors of a safetensors file by name; bytes are accepted only where ``codes`` are expected.
 
     Raises CheckpointError for a file that is missing, truncated, inconsistent or not safetensors.
     """
@@ -47,14 +50,17 @@ def read_index(file: Path) -> dict[str, StoredTensor]:
     if not isinstance(header, dict):
         raise CheckpointError(f"{file.name} is not a safetensors file: its header is not a table")
     header.pop("__metadata__", None)
-    index = {name: _entry(file, name, entry, start=8 + length, size=size) for name, entry in header.items()}
+    dtypes = DTYPES | CODES if codes else DTYPES
+    index = {name: _entry(file, name, entry, dtypes, start=8 + length, size=size) for name, entry in header.items()}
     _check_disjoint(file, index)
     return index
 
 
-def _entry(file: Path, name: str, entry: object, *, start: int, size: int) -> StoredTensor:
+def _entry(
+    file: Path, name: str, entry: object, dtypes: Mapping[str, tuple[str, int]], *, start: int, size: int
+) -> StoredTensor:
     try:
-        dtype, item = DTYPES[entry["dtype"]]  # type: ignore[index]
+        dtype, item = dtypes[entry["dtype"]]  # type: ignore[index]
         shape = tuple(int(dimension) for dimension in entry["shape"])  # type: ignore[index]
         begin, end = (int(offset) for offset in entry["data_offsets"])  # type: ignore[index]
     except (KeyError, TypeError, ValueError, OverflowError) as error:

@@ -96,15 +96,24 @@ class TextEncoder(nn.Module):
         self.blocks = nn.ModuleList(TextBlock(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, EPS)
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """ids and mask [B, max_tokens] int64 (mask 1 at words, 0 at padding) to context [B, max_tokens, dim] float32.
-
-        Padded positions come out as zeros: the denoiser attends to them unmasked (Wan 2.1).
-        """
+    def embed(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The inputs of the blocks: tokens [B, L, dim] float32, distance buckets and the bias of padding."""
         padding = (1.0 - mask.float())[:, None, None, :] * -1e4  # -1e4 is minus infinity to a float16 softmax
         config = self.config
-        buckets = relative_buckets(config.max_tokens, config.position_buckets, config.max_distance).to(ids.device)
-        x = self.token_embedding(ids).float()
+        buckets = relative_buckets(ids.shape[1], config.position_buckets, config.max_distance).to(ids.device)
+        return self.token_embedding(ids).float(), buckets, padding
+
+    def project(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Context from the last block's tokens."""
+        return self.norm(x) * mask.float().unsqueeze(-1)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """ids and mask [B, L] int64 (mask 1 at words, 0 at padding) to context [B, L, dim] float32.
+
+        Padded positions come out as zeros: the denoiser attends to them unmasked (Wan 2.1). Words do not see them, so
+        a cut to the words alone gives the same.
+        """
+        x, buckets, padding = self.embed(ids, mask)
         for block in self.blocks:
             x = block(x, buckets, padding)
-        return self.norm(x) * mask.float().unsqueeze(-1)
+        return self.project(x, mask)

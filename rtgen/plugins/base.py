@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ class Plugin:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     body: str
+    attributes: Mapping[str, int] = field(default_factory=dict)
+    """Names and defaults."""
 
     def function(self) -> onnx.FunctionProto:
         """The parsed function body, to be added to a model that uses the node."""
@@ -33,6 +36,7 @@ class Plugin:
 
     def schema(self) -> onnx.defs.OpSchema:
         """The operator's schema; tensors of any type, since the body checks them."""
+        from onnx import helper
         from onnx.defs import OpSchema
 
         types = [f"tensor({kind})" for kind in ("float", "float16", "bfloat16", "int64", "int8", "uint8", "int4")]
@@ -45,5 +49,9 @@ class Plugin:
             type_constraints=[
                 *((f"T{index}", types, "") for index in range(len(self.inputs))),
                 *((f"U{index}", types, "") for index in range(len(self.outputs))),
+            ],
+            attributes=[
+                OpSchema.Attribute(name, helper.make_attribute(name, default))
+                for name, default in self.attributes.items()
             ],
         )

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from rtgen.engine.manifest import ModelEntry
+from rtgen.runtime.adaptive import AdaptiveSteps, PassCount
 from rtgen.runtime.chunk_memory import ChunkMemory
 from rtgen.runtime.kv_cache import RingLayout
 from rtgen.runtime.noise import chunk_noise
@@ -19,10 +20,18 @@ class Denoiser:
 
     ``written`` counts the chunks that the ring has been given since it was last cleared; it decides the slot. A
     chunk's number decides its noise, and its position in time (in latent frames) its rotary embedding.
+
+    With an ``error_budget`` above 0 (see ``rtgen.runtime.adaptive``) a chunk may do with fewer passes than the model
+    has noise levels, and the host waits for each of them but the first.
     """
 
-    def __init__(self, session: Session, model: ModelEntry, sizes: Mapping[str, int], seed: int) -> None:
+    def __init__(
+        self, session: Session, model: ModelEntry, sizes: Mapping[str, int], seed: int, error_budget: float = 0.0
+    ) -> None:
+        """Raises UsageError for an impossible ``error_budget``."""
         self.session, self.model, self.seed = session, model, seed
+        self.steps = AdaptiveSteps(model.sigmas, model.sampler, error_budget) if error_budget else None
+        self.passes = PassCount(len(model.sigmas))
         self.ring = RingLayout(model.window, model.sink, model.chunk)
         self.frame_tokens = sizes["rows"] * sizes["columns"]
         self.written = 0
@@ -37,21 +46,26 @@ class Denoiser:
     def set_context(self, context: Array) -> None:
         """The encoded prompt, [1, tokens, dim] float32."""
         self.session.write("context", context)
+        if self.steps is not None:
+            self.steps.forget()
 
     def generate(self, chunk: int, position: int) -> None:
         """Make chunk number ``chunk`` of the stream; its latents stay in the session's ``denoised``."""
         self._enter(position)
         self.session.write("clean", np.zeros(self.latent_shape, np.float32))
         self.session.write(NOISE, chunk_noise(self.seed, chunk, 0, self.latent_shape))
-        last = len(self.model.sigmas) - 1
-        for step, sigma in enumerate(self.model.sigmas):
-            self._run(sigma)
+        level = 0
+        while level < len(self.model.sigmas):
+            self._run(self.model.sigmas[level])
+            self.passes.passes += 1
             self.session.copy("clean", self.session, "denoised")
+            level = self._next_level(level)
             if self.model.sampler == "euler":
                 self.session.copy(NOISE, self.session, "noise_estimate")
-            elif step < last:
-                self.session.write(NOISE, chunk_noise(self.seed, chunk, step + 1, self.latent_shape))
+            elif level < len(self.model.sigmas):
+                self.session.write(NOISE, chunk_noise(self.seed, chunk, level, self.latent_shape))
         self._run(0.0)
+        self.passes.chunks += 1
         self.written += 1
 
     def refill(self, memory: ChunkMemory) -> None:
@@ -62,6 +76,11 @@ class Denoiser:
             self.session.write("clean", latents)
             self._run(0.0)
             self.written += 1
+
+    def _next_level(self, level: int) -> int:
+        if self.steps is None:
+            return level + 1
+        return self.steps.after(level, float(self.session.read("change")[0]) if level else None)
 
     def _enter(self, position: int) -> None:
         positions = np.arange(position, position + self.model.chunk)

@@ -2,6 +2,10 @@
 
 Attention does not care about the order of keys that carry their rotary position already, so the oldest chunk outside
 the sink is simply overwritten.
+
+A ring may be longer than the window of the frames that use it, where its length is that of a package's greatest size.
+Slots are counted in the tokens of the actual frames, so smaller frames use the beginning of the ring, and the valid
+length hides the rest.
 """
 
 from dataclasses import dataclass

@@ -5,21 +5,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rtgen.engine.manifest import Manifest, Size
 from rtgen.engine.package import Package, open_package
 from rtgen.errors import SizeError, UsageError
+from rtgen.runtime.adaptive import PassCount, checked_budget
 from rtgen.runtime.backends import open_backend
 from rtgen.runtime.chunk_memory import ChunkMemory
+from rtgen.runtime.decode import Decoder, Frames
 from rtgen.runtime.denoise import Denoiser
 from rtgen.runtime.noise import SEED_LIMIT
 from rtgen.runtime.profiles import choose_profile
 from rtgen.runtime.session import Array, Backend, Session
 from rtgen.runtime.text import PromptEncoder
-
-Frames = NDArray[np.uint8]
 
 
 class Pipeline:
@@ -33,13 +30,14 @@ class Pipeline:
         self.package, self.backend = package, backend
         self.warnings: tuple[str, ...] = ()
         """What was lost of the last prompt, such as words that the model does not know."""
+        self.passes = PassCount(len(package.manifest.model.sigmas))
+        """Denoise passes of the newest stream so far."""
         self._prompt = ""
         self._pending: str | None = None
         self._streams = 0  # started so far; only the newest goes on
         self._text = PromptEncoder(package, backend, remember=remember_prompts)
         self._denoiser: Session = backend.open("denoiser")
-        self._decoder: Session = backend.open("decoder")
-        self._marks_first = any(tensor.name == "first" for tensor in self._decoder.component.inputs)
+        self._decoder = Decoder(backend.open("decoder"), package.manifest.model)
 
     @classmethod
     def open(cls, package: Path | str, backend: str = "auto") -> Self:
@@ -74,11 +72,19 @@ class Pipeline:
         self._pending = text
 
     def stream(
-        self, prompt: str, *, seed: int = 0, frames: int | None = None, size: Size | None = None
+        self,
+        prompt: str,
+        *,
+        seed: int = 0,
+        frames: int | None = None,
+        size: Size | None = None,
+        error_budget: float = 0.0,
     ) -> Iterator[Frames]:
         """Chunks of frames, uint8 RGB [F, H, W, 3], until ``frames`` are made; without ``frames`` it never ends.
 
-        The same package, backend, prompt, seed and size give the same bits. ``size`` is (height, width).
+        The same package, backend, prompt, seed, size and budget give the same bits. ``size`` is (height, width).
+        ``error_budget`` is what leaving out denoise passes may change in a chunk: root mean square, in latent units
+        (see ``rtgen.runtime.adaptive``); with 0 every pass runs.
         Raises PromptError, SizeError or UsageError at once, before the first chunk is asked for.
         """
         if not 0 <= seed < SEED_LIMIT:
@@ -86,8 +92,9 @@ class Pipeline:
         if frames is not None and frames < 1:
             raise UsageError(f"frames must be at least 1, not {frames}")
         sizes = self._sizes(size or self.manifest.model.default_size)
+        checked_budget(error_budget)
         context = self._encode(prompt)
-        return self._chunks(context, seed, frames, sizes)
+        return self._chunks(context, seed, frames, sizes, error_budget)
 
     def close(self) -> None:
         """Release the sessions and their memory. Idempotent."""
@@ -121,12 +128,14 @@ class Pipeline:
         self._prompt, self._pending, self.warnings = prompt, None, tokens.warnings
         return context
 
-    def _chunks(self, context: Array, seed: int, frames: int | None, sizes: dict[str, int]) -> Iterator[Frames]:
+    def _chunks(
+        self, context: Array, seed: int, frames: int | None, sizes: dict[str, int], error_budget: float
+    ) -> Iterator[Frames]:
         model = self.manifest.model
-        denoiser = Denoiser(self._denoiser, model, sizes, seed)
+        denoiser = Denoiser(self._denoiser, model, sizes, seed, error_budget)
+        self.passes = denoiser.passes
         denoiser.set_context(context)
-        self._decoder.allocate(sizes)
-        self._decoder.reset()
+        self._decoder.start(sizes)
         memory = ChunkMemory(model.window, model.sink, model.chunk, model.position_limit)
         self._streams += 1
         mine, made, chunk = self._streams, 0, 0
@@ -140,19 +149,9 @@ class Pipeline:
                 denoiser.refill(memory)
             denoiser.generate(chunk, memory.position)
             memory.add(self._denoiser.read("denoised"))
-            picture = self._decode(first=chunk == 0)
+            picture = self._decoder.decode(self._denoiser)
             if frames is not None:
                 picture = picture[: frames - made]
             made += len(picture)
             chunk += 1
             yield picture
-
-    def _decode(self, *, first: bool) -> Frames:
-        """The frames [F, H, W, 3] of the chunk that the denoiser just made."""
-        model = self.manifest.model
-        self._decoder.copy("latents", self._denoiser, "denoised")
-        if self._marks_first:
-            self._decoder.write("first", np.array([float(first)], np.float32))
-        self._decoder.run()
-        frames: Frames = self._decoder.read("frames")
-        return frames[model.dropped_frames :] if first else frames

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from rtgen.engine.manifest import Manifest
 from rtgen.engine.package import check_files, list_files, read_manifest
 from rtgen.errors import PackageInvalidError
 from rtgen.store.keys import KEY
@@ -55,6 +56,15 @@ def package_infos(root: Path) -> list[PackageInfo]:
                     mtime = path.stat().st_mtime
                     size, problem = folder_size(path), _package_problem(path)
                     found.append(PackageInfo(path, model.name, gpu.name, path.name, size, mtime, problem))
+    return found
+
+
+def manifests(root: Path, model: str, gpu: str) -> list[Manifest]:
+    """Of every package of a model and GPU, by key; those that cannot be read are left out. Raises OSError."""
+    found = []
+    for path in _folders(root / model / gpu, KEY):
+        with suppress(PackageInvalidError):
+            found.append(read_manifest(path))
     return found
 
 

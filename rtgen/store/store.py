@@ -17,7 +17,16 @@ from rtgen.progress import Progress
 from rtgen.store.atomic import delete, publish, remove_tree
 from rtgen.store.digest_cache import DigestCache
 from rtgen.store.failures import disk_full, is_disk_full, store_errors
-from rtgen.store.inventory import STAGES, PackageInfo, StageInfo, folder_size, package_infos, stage_infos, touch
+from rtgen.store.inventory import (
+    STAGES,
+    PackageInfo,
+    StageInfo,
+    folder_size,
+    manifests,
+    package_infos,
+    stage_infos,
+    touch,
+)
 from rtgen.store.keys import KEY
 from rtgen.store.location import default_root
 from rtgen.store.locks import EntryLock, claim_orphan, unfinished
@@ -49,17 +58,19 @@ class Store:
         the disk is full, ValueError for a malformed kind or key, and whatever ``make`` raises.
         """
         entry = self.root / STAGES / _checked(kind) / _checked_key(key)
-        candidates = (entry, *(folder / kind / key for folder in self.bundled))
-
-        def look() -> Path | None:
-            return next((path for path in candidates if stage_problem(path) is None), None)
 
         def build(folder: Path) -> None:
             make(folder)
             seal_stage(folder)
 
-        path, _ = self._obtain(entry, look, build, on_wait)
+        path, _ = self._obtain(entry, lambda: self.find_stage(kind, key), build, on_wait)
         return path
+
+    def find_stage(self, kind: str, key: str) -> Path | None:
+        """The folder of a stage that is there and complete, or None. Raises ValueError for a malformed kind or key."""
+        own = self.root / STAGES / _checked(kind) / _checked_key(key)
+        places = (own, *(folder / kind / key for folder in self.bundled))
+        return next((path for path in places if stage_problem(path) is None), None)
 
     def package(
         self,
@@ -102,6 +113,11 @@ class Store:
             return None
         touch(path)
         return path
+
+    def manifests(self, model: str, gpu: str) -> list[Manifest]:
+        """Of every package of a model and GPU, as far as they can be read. Raises StoreError."""
+        with store_errors(self.root, "read"):
+            return manifests(self.root, _checked(model), _checked(gpu))
 
     def packages(self) -> list[PackageInfo]:
         """All packages, broken ones too, by model, GPU and key. Nothing is hashed. Raises StoreError."""

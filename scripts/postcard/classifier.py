@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scripts.postcard.data import ClipSource, Item, Pool
+from scripts.postcard.data import RENDERED_AT_ONCE, ClipSource, Item, Pool
 from scripts.postcard.grammar import ATTRIBUTES, Scene, held_out_scenes
 from scripts.postcard.render import render, subject_paths
 from scripts.postcard.training import (
@@ -32,12 +32,12 @@ from scripts.postcard.training import (
 
 CLIP_FRAMES = 80
 """Frames of a clip: five seconds."""
-PIXELS = 64
+PIXELS = 128
 """Height and width at which a clip is read."""
 PAIRS = 8
 GAP = 3
 """Frames between the two of a pair. Slower things move less than a pixel, faster ones half a subject's width."""
-_JITTERS = (-2, 0, 2)
+JITTERS = (-2, 0, 2)
 """The first frames of the pairs are moved by these, and the answers averaged."""
 _RENDERED_AT = (128, 128)
 _RENDERED_AT_ONCE = 16
@@ -78,7 +78,7 @@ class Mix(nn.Module):
 class Classifier(nn.Module):
     """One backbone, a head per attribute."""
 
-    def __init__(self, width: int = 32, gazes: int = 8, dim: int = 192) -> None:
+    def __init__(self, width: int = 48, gazes: int = 8, dim: int = 256) -> None:
         super().__init__()
         channels = 4 * width
         self.stem = nn.Conv2d(6, width, 5, stride=2, padding=2)
@@ -97,7 +97,7 @@ class Classifier(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(dim, len(values)) for values in ATTRIBUTES.values())
 
     def look(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [B, 192] of `sample_pairs`, and logits [B, V, h, w] of where the first gaze rests."""
+        """Features [B, 256] of `sample_pairs`, and logits [B, V, h, w] of where the first gaze rests."""
         clips, views = pairs.shape[:2]
         pictures = (2 * pairs - 1).flatten(2, 3).flatten(0, 1)
         maps = self.blocks(self.stem(pictures) + self.speed(speeds(pictures)))
@@ -106,7 +106,7 @@ class Classifier(nn.Module):
         return mixed.mean(2).float(), gaze[:, 0].unflatten(0, (clips, views)).float()
 
     def features(self, pairs: Tensor) -> Tensor:
-        """One vector [B, 192] a clip, before the heads."""
+        """One vector [B, 256] a clip, before the heads."""
         return self.look(pairs)[0]
 
     def answers(self, features: Tensor) -> list[Tensor]:
@@ -122,7 +122,7 @@ class Classifier(nn.Module):
         """Class indices int64 [B, 7] of clips uint8 [B, 80, 3, H, W]."""
         video = video.to(self.place_in_time.device)
         rounds = [
-            [logits.softmax(1) for logits in self(sample_pairs(video, pair_starts(jitter), GAP))] for jitter in _JITTERS
+            [logits.softmax(1) for logits in self(sample_pairs(video, pair_starts(jitter), GAP))] for jitter in JITTERS
         ]
         return torch.stack([torch.stack(chances).sum(0).argmax(1) for chances in zip(*rounds, strict=True)], dim=1)
 
@@ -304,22 +304,34 @@ def read_renders(model: Classifier, scenes: Sequence[Scene], seed: int, device: 
     return torch.cat(answers)
 
 
-def train(out: Path, minutes: float, *, batch: int = 32, seed: int = 0, pool: int = 1024, held_out: int = 256) -> None:
+def train(
+    out: Path,
+    minutes: float,
+    *,
+    batch: int = 64,
+    seed: int = 0,
+    pool: int = 1024,
+    held_out: int = 256,
+    resume: Path | None = None,
+) -> None:
     """Train for `minutes`, then write weights and the accuracy on `held_out` renders of the test split."""
     torch.set_float32_matmul_precision("high")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
     clock, log = Clock(minutes), Log(out / "log.jsonl")
-    model = Classifier().to(device)
-    averaged = AveragedWeights({"classifier": model}, decay=0.99)
+    model = Classifier()
+    if resume:
+        model.load_state_dict(load_weights(resume, "classifier"))
+    model.to(device)
+    averaged = AveragedWeights({"classifier": model}, decay=0.995)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.02)
-    source = ClipSource(_RENDERED_AT_ONCE, CLIP_FRAMES, _RENDERED_AT, seed + 77, device)
-    clips = Pool(pool, labelled_clips(source), _RENDERED_AT_ONCE)
+    source = ClipSource(min(pool, RENDERED_AT_ONCE), CLIP_FRAMES, _RENDERED_AT, seed + 77, device)
+    clips = Pool(pool, labelled_clips(source), source.batch)
     # Processors without bfloat16 instructions are slower with it.
     quick = device.type == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-    step, right = 0, torch.zeros(len(ATTRIBUTES), device=device)
+    step, saved, right = 0, 0.0, torch.zeros(len(ATTRIBUTES), device=device)
     while not clock.over:
-        if step % 8 == 0:
+        if step % 16 == 0:
             clips.refresh()
         pairs, labels, where = training_batch(clips.draw(batch))
         set_rate([optimizer], 2e-3 * learning_rate_factor(step, clock.fraction, warmup_steps=50, decay_from=0.4))
@@ -336,6 +348,9 @@ def train(out: Path, minutes: float, *, batch: int = 32, seed: int = 0, pool: in
         step += 1
         with torch.no_grad():
             right.lerp_(torch.stack([(p.argmax(1) == labels[:, i]).float().mean() for i, p in enumerate(logits)]), 0.05)
+        if clock.elapsed - saved > 60:
+            saved = clock.elapsed
+            save_weights(out, "classifier", averaged.part("classifier"))
         if step % 50 == 0:
             shares = dict(zip(ATTRIBUTES, right.tolist(), strict=True))
             log.write(step=step, seconds=clock.elapsed, clips=clips.made * source.batch, loss=loss.item(), **shares)
@@ -355,12 +370,20 @@ def load_classifier(folder: Path, device: torch.device) -> Classifier:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--batch", type=int, default=32, help="clips a step")
-    parser.add_argument("--pool", type=int, default=1024, help="rendered clips to draw from, a megabyte each")
+    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--batch", type=int, default=64, help="clips a step")
+    parser.add_argument("--pool", type=int, default=1024, help="rendered clips to draw from, 4 megabytes each")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", type=Path, help="folder of saved weights to continue from")
     arguments = parser.parse_args()
-    train(arguments.out, arguments.minutes, batch=arguments.batch, seed=arguments.seed, pool=arguments.pool)
+    train(
+        arguments.out,
+        arguments.minutes,
+        batch=arguments.batch,
+        seed=arguments.seed,
+        pool=arguments.pool,
+        resume=arguments.resume,
+    )
 
 
 if __name__ == "__main__":

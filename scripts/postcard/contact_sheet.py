@@ -1,4 +1,7 @@
-"""Write a sheet of postcard pictures to look at, and print their captions in the same order."""
+"""Draw a sheet of rendered postcards, which is what training sees, and print their captions in the same order.
+
+python -m scripts.postcard.contact_sheet --out docs/media/postcard-renders.webp
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rtgen.runtime.sink import open_sink
 from scripts.postcard.grammar import caption, random_scene
 from scripts.postcard.render import render
 
@@ -20,8 +24,8 @@ _GAP = 2
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="PNG file to write")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="file to write, .png or the much smaller .webp")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--columns", type=int, default=6, help=f"pictures per row (--strip: always {_STRIP_FRAMES})")
@@ -37,7 +41,7 @@ def main() -> None:
     size = {"height": options.height, "width": options.width}
     video = render(scenes, frames=frames, seed=options.seed, start_time=start, **size)
     pictures = video[:, :: 81 // _STRIP_FRAMES][:, :_STRIP_FRAMES].flatten(0, 1)
-    write_png(options.out, tile(pictures, _STRIP_FRAMES if options.strip else options.columns))
+    write_picture(options.out, tile(pictures, _STRIP_FRAMES if options.strip else options.columns))
     for scene in scenes:
         print(caption(scene, rng))
 
@@ -51,6 +55,19 @@ def tile(pictures: Tensor, columns: int) -> Tensor:
         y, x = position // columns * (height + _GAP), position % columns * (width + _GAP)
         sheet[:, y : y + height, x : x + width] = picture
     return sheet
+
+
+def write_picture(path: Path, image: Tensor) -> None:
+    """Write uint8 [3, H, W] as a PNG or WebP file, by the name's ending. Raises ValueError for any other."""
+    match path.suffix:
+        case ".png":
+            write_png(path, image)
+        case ".webp":  # a video of one frame; height and width must be even
+            _, height, width = image.shape
+            with open_sink(str(path), frames_per_second=1, size=(height, width)) as sink:
+                sink.write(image.permute(1, 2, 0)[None].cpu().numpy())
+        case other:
+            raise ValueError(f"pictures are .png or .webp files, not {other or 'nameless'}")
 
 
 def write_png(path: Path, image: Tensor) -> None:

@@ -16,6 +16,9 @@ from scripts.postcard.tokens import encode
 OMITTED = 0.06
 """Chance that a caption leaves an attribute out, so that short prompts work."""
 
+RENDERED_AT_ONCE = 64
+"""Clips of a new batch. Launches, of which a batch of any size takes about as many, decide the renderer's speed."""
+
 Item = dict[str, Tensor]
 """One batch of named tensors with the clip as first dimension."""
 
@@ -85,7 +88,7 @@ def latent_items(source: ClipSource, encode_pixels: Callable[[Tensor], Tensor], 
     def make(index: int) -> Item:
         indices, captions, seed, start = source.scenes(index)
         pixels = source.render(indices, seed, start)
-        latents = torch.cat([encode_pixels(to_signed(part)) for part in pixels.split(8)])
+        latents = torch.cat([encode_pixels(to_signed(part)) for part in pixels.split(16)])
         ids, mask = encode(tokenizer, captions, length, source.device)
         weight = subject_weight(indices, source, seed, start, latents)
         return {"latents": latents.bfloat16(), "ids": ids, "mask": mask, "weight": weight.bfloat16()}

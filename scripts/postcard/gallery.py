@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rtgen.runtime.pipeline import Frames, Pipeline
+from rtgen.runtime.pipeline import Pipeline
 from rtgen.runtime.sink import open_sink
+from rtgen.runtime.writers import Frames
 
 PROMPTS = (
     "a red hot air balloon bobbing up and down over a lake at noon under a cloudy sky, still camera",

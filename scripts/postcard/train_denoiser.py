@@ -4,8 +4,11 @@
 
 Rectified flow with teacher forcing: one pass over the clip's clean latents followed by noisy copies, where noisy
 chunk i sees clean chunks i-3 .. i-1 and itself, exactly as it will through the K/V ring. Each chunk has its own noise
-level; the clean copies are slightly noised while the model is told they are clean, so that its own small errors do
-not accumulate in long streams. Cells that the subject covers weigh more. ``--resume`` continues from saved weights.
+level; the clean copies are slightly noised while the model is told they are clean, and later in training some of them
+are what the model itself makes of a noisy copy (self-resampling), so that its own errors do not accumulate in long
+streams. Some clips begin with another scene's chunks, so that a prompt can be switched. Cells that the subject covers
+weigh more, as does the first chunk, which has no past to go by. One caption in ten is empty, for guidance.
+``--resume`` continues from saved weights.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ from rtgen.config.model import ModelConfig
 from rtgen.models.dit import CausalVideoDiT
 from rtgen.models.rope import axis_table, token_rotation
 from rtgen.models.text_encoder import TextEncoder
-from scripts.postcard.data import ClipSource, Item, Pool, latent_items
+from scripts.postcard.data import RENDERED_AT_ONCE, ClipSource, Item, Pool, latent_items
+from scripts.postcard.distributed import Group, join
 from scripts.postcard.tokens import build_tokenizer
 from scripts.postcard.train_autoencoder import load_autoencoder
 from scripts.postcard.training import (
@@ -40,8 +44,15 @@ from scripts.postcard.training import (
 FRAMES = 84
 """Of a training clip: 21 latent frames, 7 chunks."""
 SUBJECT_WEIGHT = 4.0
+FIRST_CHUNK_WEIGHT = 2.0
 CONTEXT_NOISE = 0.15
 """Most noise on the clean copies, drawn uniformly per chunk."""
+UNCONDITIONAL = 0.1
+"""Share of clips without a caption."""
+SPLICED = 0.25
+"""Share of clips whose first chunks are another scene's, under the caption of what follows: a switched prompt."""
+RESAMPLED_FROM, RESAMPLED_EVERY = 0.35, 2
+"""Part of the training after which every second batch has some chunks of history that the model made itself."""
 
 
 class TeacherForcing:
@@ -112,20 +123,62 @@ def draw_sigma(batch: int, chunks: int, shift: float, device: torch.device) -> T
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
-def flow_loss(model: Callable[..., Tensor], item: Item, config: ModelConfig) -> Tensor:
+def drop_captions(item: Item) -> tuple[Tensor, Tensor]:
+    """Token ids and mask with some captions emptied."""
+    kept = (torch.rand(len(item["ids"]), 1, device=item["ids"].device) >= UNCONDITIONAL).long()
+    return item["ids"] * kept, item["mask"] * kept
+
+
+def noised(clean: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+    """Latents [B, C, F, h, w] at noise levels [B, F]."""
+    wide = level[:, None, :, None, None]
+    return (1 - wide) * clean + wide * noise
+
+
+def per_chunk(values: Tensor, chunk: int) -> Tensor:
+    """[B, chunks] to [B, F]."""
+    return values.repeat_interleave(chunk, dim=1)
+
+
+def resampled(model: Callable[..., Tensor], clean: Tensor, chunk: int, ids: Tensor, mask: Tensor) -> Tensor:
+    """``clean`` with about half of its chunks replaced by what the model makes of them from up to 0.7 of noise.
+
+    Nothing is learnt here; gradients stay enabled so that the one compiled graph serves.
+    """
+    shape = (len(clean), clean.shape[2] // chunk)
+    sigma = per_chunk(0.05 + 0.65 * torch.rand(shape, device=clean.device), chunk)
+    noisy = noised(clean, sigma, torch.randn_like(clean))
+    made = noisy - sigma[:, None, :, None, None] * model(clean, noisy, sigma, ids, mask).detach().float()
+    chosen = per_chunk((torch.rand(shape, device=clean.device) < 0.5).float(), chunk)[:, None, :, None, None]
+    return torch.lerp(clean, made, chosen)
+
+
+def splice(clean: Tensor, weight: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """Some clips with the first chunks of their neighbour, which weigh nothing: what comes before a prompt is switched.
+
+    Latents [B, C, F, h, w] and weights [B, 1, F, h, w].
+    """
+    batch, frames = len(clean), clean.shape[2]
+    chosen = torch.rand(batch, 1, device=clean.device) < SPLICED
+    cut = torch.randint(1, max(2, frames // chunk), (batch, 1), device=clean.device) * chunk
+    foreign = (chosen & (torch.arange(frames, device=clean.device) < cut))[:, None, :, None, None]
+    return torch.where(foreign, clean.roll(1, 0), clean), weight.masked_fill(foreign, 0.0)
+
+
+def flow_loss(model: Callable[..., Tensor], item: Item, config: ModelConfig, *, resample: bool) -> Tensor:
     """Weighted squared error of the velocity."""
-    clean = item["latents"].float()
-    batch, _, frames = clean.shape[:3]
     chunk = config.cache.chunk
-    sigma = draw_sigma(batch, frames // chunk, config.schedule.shift, clean.device)
-    sigma = sigma.repeat_interleave(chunk, dim=1)
-    level = CONTEXT_NOISE * torch.rand(batch, frames // chunk, device=clean.device).repeat_interleave(chunk, dim=1)
-    noise = torch.randn_like(clean)
-    wide, wide_level = (x[:, None, :, None, None] for x in (sigma, level))
-    noisy = (1 - wide) * clean + wide * noise
-    context = (1 - wide_level) * clean + wide_level * torch.randn_like(clean)
-    velocity = model(context, noisy, sigma, item["ids"], item["mask"])
     weight = 1 + SUBJECT_WEIGHT * item["weight"].float().unsqueeze(1)
+    weight[:, :, :chunk] *= FIRST_CHUNK_WEIGHT
+    clean, weight = splice(item["latents"].float(), weight, chunk)
+    ids, mask = drop_captions(item)
+    shape = (len(clean), clean.shape[2] // chunk)
+    sigma = per_chunk(draw_sigma(*shape, config.schedule.shift, clean.device), chunk)
+    history = resampled(model, clean, chunk, ids, mask) if resample else clean
+    level = per_chunk(CONTEXT_NOISE * torch.rand(shape, device=clean.device), chunk)
+    context = noised(history, level, torch.randn_like(clean))
+    noise = torch.randn_like(clean)
+    velocity = model(context, noised(clean, sigma, noise), sigma, ids, mask)
     return ((velocity - (noise - clean)).square() * weight).sum() / (weight.sum() * clean.shape[1])
 
 
@@ -137,54 +190,70 @@ def make_pool(config: ModelConfig, autoencoder: Path, capacity: int, seed: int, 
         with torch.autocast(device.type, torch.bfloat16):
             return model.encode(pixels)[0].float()
 
-    source = ClipSource(16, FRAMES, config.resolution.default, seed, device)
+    source = ClipSource(RENDERED_AT_ONCE, FRAMES, config.resolution.default, seed, device)
     make = latent_items(source, encode_pixels, build_tokenizer(), config.text_encoder.max_tokens)
     return Pool(capacity, make, source.batch)
 
 
-def train(arguments: argparse.Namespace) -> None:
+def make_generator(config: ModelConfig, device: torch.device, frames: int = FRAMES) -> Generator:
+    """Untrained parts for clips of ``frames`` at the model's default size."""
+    stride = config.autoencoder.spatial_stride
+    rows, columns = (pixels // stride // 2 for pixels in config.resolution.default)
+    return Generator(config, rows, columns, frames // config.autoencoder.temporal_stride, device).to(device)
+
+
+def train(arguments: argparse.Namespace, group: Group) -> None:
     torch.set_float32_matmul_precision("high")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device, seed = group.device, arguments.seed + 1009 * group.rank
     torch.manual_seed(arguments.seed)
     config = postcard_config()
-    stride, frames = config.autoencoder.spatial_stride, FRAMES // config.autoencoder.temporal_stride
-    rows, columns = (pixels // stride // 2 for pixels in config.resolution.default)
-    model = Generator(config, rows, columns, frames, device).to(device)
+    model = make_generator(config, device)
     parts = {"denoiser": model.denoiser, "text_encoder": model.text_encoder}
     if arguments.resume:
         for name, part in parts.items():
             part.load_state_dict(load_weights(arguments.resume, name))
-    pool = make_pool(config, arguments.autoencoder, arguments.pool, arguments.seed, device)
+    group.same(parts.values())
+    torch.manual_seed(seed)
+    clock, log = Clock(arguments.minutes, arguments.resumed), Log(arguments.out / "log.jsonl")
+    pool = make_pool(config, arguments.autoencoder, arguments.pool, seed, device)
     averaged = AveragedWeights(parts, decay=0.9995)
     found = optimizers(parts.values(), rate=arguments.rate, weight_decay=0.01)
     compiled = torch.compile(model) if arguments.compile else model
-    clock, log = Clock(arguments.minutes, arguments.resumed), Log(arguments.out / "log.jsonl")
-    step, saved, total = 0, 0.0, torch.zeros((), device=device)
-    while not clock.over:
-        factor = learning_rate_factor(step, clock.fraction, warmup_steps=300)
+    step, saved, total, fraction = 0, 0.0, torch.zeros((), device=device), arguments.resumed
+    while fraction < 1:
+        if step % 10 == 0:
+            fraction = group.agree(clock.fraction)
+        factor = learning_rate_factor(step, fraction, warmup_steps=300, decay_from=0.5)
         set_rate(found, arguments.rate * factor)
         if step % arguments.refresh_every == 0:
             pool.refresh()
+        resample = fraction >= RESAMPLED_FROM and step % RESAMPLED_EVERY == 0
         with torch.autocast(device.type, torch.bfloat16):
-            loss = flow_loss(compiled, pool.draw(arguments.batch), config)
+            loss = flow_loss(compiled, pool.draw(arguments.batch), config, resample=resample)
         for optimizer in found:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        group.average(model.parameters())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in found:
             optimizer.step()
         averaged.update(step)
         total += loss.detach()
         step += 1
-        if step % 100 == 0:
+        if group.is_first and step % 100 == 0:
             log.write(
-                step=step, seconds=clock.elapsed, loss=float(total) / 100, rate_factor=factor, clips=pool.made * 16
+                step=step,
+                seconds=clock.elapsed,
+                loss=float(total) / 100,
+                rate_factor=factor,
+                clips=pool.made * pool.batch,
             )
             total.zero_()
-        if clock.elapsed - saved > 90:
+        if group.is_first and clock.elapsed - saved > 60:
             saved = clock.elapsed
             save_all(arguments.out, averaged)
-    save_all(arguments.out, averaged)
+    if group.is_first:
+        save_all(arguments.out, averaged)
 
 
 def save_all(out: Path, averaged: AveragedWeights) -> None:
@@ -198,14 +267,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--resume", type=Path, help="folder of saved weights to continue from")
     parser.add_argument("--resumed", type=float, default=0.0, help="fraction of the schedule already done")
-    parser.add_argument("--minutes", type=float, default=25.0)
-    parser.add_argument("--batch", type=int, default=48, help="clips a step")
-    parser.add_argument("--pool", type=int, default=4096, help="clips kept on the device")
-    parser.add_argument("--refresh-every", type=int, default=2, help="steps between new batches of 16 clips")
+    parser.add_argument("--minutes", type=float, default=45.0)
+    parser.add_argument("--batch", type=int, default=48, help="clips a step and GPU")
+    parser.add_argument("--pool", type=int, default=2048, help="clips kept on the device")
+    parser.add_argument("--refresh-every", type=int, default=16, help="steps between new batches of 64 clips")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    train(parser.parse_args())
+    train(parser.parse_args(), join())
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -114,7 +114,7 @@ class Log:
 
 
 def optimizers(modules: Iterable[nn.Module], *, rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of transformer blocks, AdamW for everything else.
+    """Muon for the matrices of transformer blocks and the kernels of convolutions, AdamW for everything else.
 
     Muon's step is scaled to AdamW's root mean square (Moonlight, arXiv 2502.16982), so that one rate serves both.
     """
@@ -128,12 +128,35 @@ def optimizers(modules: Iterable[nn.Module], *, rate: float, weight_decay: float
         torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=others[0].is_cuda)
     ]
     if matrices:
-        found.append(
-            torch.optim.Muon(
-                matrices, lr=rate, momentum=0.95, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
-        )
+        found.append(muon(matrices, rate=rate, weight_decay=weight_decay))
     return found
+
+
+def muon(matrices: Sequence[nn.Parameter], *, rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    return torch.optim.Muon(matrices, lr=rate, momentum=0.95, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+
+
+class KernelMatrices:
+    """Kernels of convolutions as the matrices [out, in * places] that Muon works on.
+
+    Each matrix is a view: stepping it steps the kernel, which must lie channels last. Call :meth:`load_gradients`
+    before every step.
+    """
+
+    def __init__(self, kernels: Iterable[nn.Parameter]) -> None:
+        self.kernels = list(kernels)
+        self.matrices = [nn.Parameter(self._matrix(kernel.data)) for kernel in self.kernels]
+        for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
+            if matrix.data_ptr() != kernel.data_ptr():
+                raise ValueError("a kernel that does not lie channels last has no matrix that shares its memory")
+
+    @staticmethod
+    def _matrix(kernel: Tensor) -> Tensor:
+        return kernel.movedim(1, -1).flatten(1)
+
+    def load_gradients(self) -> None:
+        for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
+            matrix.grad = None if kernel.grad is None else self._matrix(kernel.grad)
 
 
 def set_rate(found: Iterable[torch.optim.Optimizer], rate: float) -> None:

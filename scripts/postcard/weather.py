@@ -14,9 +14,9 @@ _STEP = 2
 # Per depth: columns and rows of cells, length or radius, width, opacity, fall and slant in heights per second.
 _RAIN = ((16, 7, 0.050, 0.0040, 0.38, 1.7, 0.35), (9, 4, 0.085, 0.0060, 0.55, 2.5, 0.55))
 _SNOW = (
-    (13, 13, 0.0070, 0.0, 0.80, 0.20, 0.03),
-    (9, 8, 0.0110, 0.0, 0.92, 0.30, 0.05),
-    (5, 4, 0.0150, 0.0, 0.95, 0.44, 0.08),
+    (10, 10, 0.0080, 0.0, 0.45, 0.20, 0.03),
+    (8, 7, 0.0110, 0.0, 0.62, 0.30, 0.05),
+    (5, 4, 0.0150, 0.0, 0.78, 0.44, 0.08),
 )
 
 
@@ -48,7 +48,7 @@ def snow_tile(table: RandomTable, height: int, depth: int) -> Tensor:
     key, x, y = _grid(table, height, columns, rows, 1100 + 10 * depth)
     size = radius * (0.6 + 0.6 * table.at(key, 1105 + depth))
     distance = (x.square() + y.square()).sqrt()
-    flake = ((size - distance) * height * 0.8 + 0.6).clamp(0, 1)
+    flake = ((size - distance) * height * 0.6 + 0.6).clamp(0, 1)
     return (flake * opacity * (table.at(key, 1108 + depth) < 0.85))[:, None]
 
 

@@ -46,7 +46,7 @@ def test_a_gpu_package_holds_engines_and_one_onnx_file_that_its_memory_plan_leav
         "decoder": ("decoder.engine", "device", ()),
     }
     assert {"text_encoder.onnx", "text_encoder.0.safetensors"} < manifest.files.keys()
-    assert (manifest.memory_plan.weights, manifest.memory_plan.activations) == (2000, 4000)
+    assert (manifest.memory_plan.weights, manifest.memory_plan.activations) == (2000, 2000)
 
 
 def test_its_graph_looks_words_up_as_they_are_stored_and_is_the_one_of_real_weights(host, tiny_built):

@@ -82,7 +82,9 @@ CHANGES = {
     "frame rate": lambda world: world.replace("models/tiny", "frames_per_second = 16", "frames_per_second = 24"),
     "memory": lambda world: world.replace("gpus/cpu", "vram_gib = 16", "vram_gib = 8"),
     "compiler version": lambda world: world.monkeypatch.setattr(plan, "onnxruntime_version", lambda: "99.0"),
-    "exporter version": lambda world: world.monkeypatch.setattr(plan, "installed_exporter", lambda: {"torch": "99.0"}),
+    "exporter version": lambda world: world.monkeypatch.setattr(
+        plan, "installed_toolchain", lambda **_: dict.fromkeys(("torch", "onnx", "onnx-ir", "onnxscript"), "99.0")
+    ),
     "sources": lambda world: world.monkeypatch.setattr(plan, "exporter_sources", lambda: "0" * 64),
 }
 

@@ -108,6 +108,10 @@ def test_rtx_engines_are_built_without_a_gpu_and_gpus_of_a_recipe_share_the_grap
         "text_encoder.engine", "denoiser.engine", "decoder.engine",
     }  # fmt: skip
     assert all(manifest.files[part.file].size > 100_000 and not part.weights for part in manifest.components.values())
+    results = manifest.components["denoiser"].outputs[:3]  # what follows is the ring, in half precision
+    assert [(result.name, result.dtype) for result in results] == [
+        ("denoised", "float32"), ("noise_estimate", "float32"), ("change", "float32"),
+    ]  # fmt: skip
     plan = manifest.memory_plan
     stored = sum(file.stat().st_size for file in tiny.weights.glob("*.safetensors"))
     tokens, heads, layers = 9 * 4 * 4, 2, 2
@@ -120,6 +124,32 @@ def test_rtx_engines_are_built_without_a_gpu_and_gpus_of_a_recipe_share_the_grap
     assert cached(other) == {"graphs": True, "engines": False} and other.key != built.key
     smaller = build(tiny.request("rtx4090", sizes=((48, 32),)), QUIET)  # another length of the ring
     assert cached(smaller) == {"export": True, "graphs": False, "engines": False}
+
+
+@needs_rtx
+def test_one_set_of_rtx_engines_has_a_profile_for_each_size_and_a_ring_for_the_greatest(tiny, monkeypatch):
+    jobs, build_engine = {}, builder.build_engine
+
+    def watched(job, progress, *, stage):
+        jobs[job.name] = job
+        return build_engine(job, progress, stage=stage)
+
+    monkeypatch.setattr(builder, "build_engine", watched)
+    built = build(tiny.request("rtx4080-laptop", sizes=((48, 64), (64, 48), (32, 48))), QUIET)
+    assert [(profile.min, profile.opt, profile.max) for profile in built.manifest.profiles] == [
+        ((32, 48), (32, 48), (32, 48)), ((32, 48), (48, 64), (48, 64)), ((32, 48), (64, 48), (64, 48)),
+    ]  # fmt: skip
+    assert built.manifest.model.default_size == (48, 48)  # it lies between
+    assert jobs["text_encoder"].profiles == ()
+    ranges = [profile["clean"] for profile in jobs["denoiser"].profiles]
+    latents = [tuple(shape[3:] for shape in shapes) for shapes in ranges]
+    assert latents == [((4, 6),) * 3, ((4, 6), (6, 8), (6, 8)), ((4, 6), (8, 6), (8, 6))]
+    assert len(jobs["decoder"].profiles) == 3
+    assert not any("cache" in name for profile in jobs["denoiser"].profiles for name in profile)  # of fixed length
+    layers, heads, tokens = 2, 2, 9 * 3 * 4
+    assert built.manifest.memory_plan.kv_ring == 2 * layers * heads * tokens * 32 * 2
+    files = open_package(built.package).manifest.files
+    assert all(files[f"{component}.engine"].size > 100_000 for component in jobs)
 
 
 @pytest.mark.skipif(trt.installed_version("tensorrt") is not None, reason="tensorrt is installed")
@@ -140,6 +170,15 @@ def test_a_gpu_with_too_little_memory_is_refused_before_the_engines(tiny, tmp_pa
     monkeypatch.setattr(builder, "build_engine", lambda *_, **__: pytest.fail("an engine was built"))
     with pytest.raises(MemoryPlanError, match=f"of 0.3 GiB; the largest term is {term}"):
         build(tiny.request("small", sizes=sizes), QUIET)
+
+
+@needs_rtx
+def test_the_sizes_that_fit_are_named_with_the_ring_that_they_would_have(tiny, tmp_path, monkeypatch):
+    gpu_config(tmp_path, "small", "rtx4090", vram_gib=0.5)
+    monkeypatch.setenv("RTGEN_CONFIGS", os.pathsep.join((str(tmp_path), str(tiny.configs))))
+    with pytest.raises(MemoryPlanError) as refused:
+        build(tiny.request("small", sizes=((4096, 4096),)), QUIET)
+    assert refused.value.hint == "this fits: --size 48x48"  # with the ring of 4096x4096 it would not
 
 
 def change(file, **tensors):

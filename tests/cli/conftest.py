@@ -4,7 +4,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -55,7 +55,8 @@ def manifest(model: str = "postcard", gpu: str = "cpu", key: str = KEY) -> Manif
             "model": {
                 "name": model, "digest": "0" * 64, "frames_per_second": 16, "example_prompts": ["a boat"],
                 "default_size": (128, 128), "size_step": (16, 16), "latent_channels": 16, "spatial_stride": 8,
-                "temporal_stride": 4, "dropped_frames": 0, "chunk": 3, "window": 21, "sink": 0, "position_limit": 1024,
+                "temporal_stride": 4, "decoder": "vae", "dropped_frames": 0, "chunk": 3, "window": 21, "sink": 0,
+                "position_limit": 1024,
                 "sigmas": [1.0, 0.5], "sampler": "euler",
                 "rope_split": (22, 21, 21), "rope_theta": 10000.0, "prompt_tokens": 32, "tokenizer": "tokenizer.json",
             },
@@ -141,6 +142,11 @@ def toolchain(store: Path, provide: Callable[..., ModuleType]) -> SimpleNamespac
             package=path, key=key, cached=cached, seconds=1.0, manifest=read_manifest(path), stages=stages
         )
 
+    def find(request: Any, size: tuple[int, int]) -> Any:
+        alone = replace(request, sizes=(size,)) if (size,) in seen.keys else request
+        path = Store(request.store or store).find_package(request.model, request.gpu, key_of(alone))
+        return None if path is None else SimpleNamespace(path=path, request=alone)
+
     def export(request: Any, progress: Any) -> Path:
         return store / "postcard" / "cpu" / KEY
 
@@ -148,7 +154,24 @@ def toolchain(store: Path, provide: Callable[..., ModuleType]) -> SimpleNamespac
         row = SimpleNamespace(component="denoiser", tensor="velocity", max_abs=1e-4, max_rel=1e-3, passed=True)
         return SimpleNamespace(rows=[row])
 
-    provide("rtgen.build.walk", build=build, export=export, package_key=key_of)
+    def prepared(request: Any, progress: Any) -> tuple[None, Path]:
+        layer = {"name": "blocks.0.ffn.0.weight", "weights": "int4", "block": 64, "activations": None, "group": None,
+                 "elements": 4096, "snr_db": 20.0}  # fmt: skip
+        result = {"recipe": request.recipe, "algorithm": "none", "modelopt": None, "calibration": None,
+                  "layers": [layer]}  # fmt: skip
+        folder = store / "quantized"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "quantization.json").write_text(json.dumps(result), encoding="utf-8")
+        return None, folder
+
+    def build_fitting(request: Any, progress: Any, serving: tuple[int, int] | None = None) -> Any:
+        from rtgen.build import walk
+
+        return walk.build(request, progress)
+
+    provide("rtgen.build.fitting", build_fitting=build_fitting)
+    provide("rtgen.build.lookup", find_package=find)
+    provide("rtgen.build.walk", build=build, export=export, package_key=key_of, prepared=prepared)
     provide("rtgen.build.verify", compare_with_onnxruntime=compare)
     provide("rtgen.cli.doctor_checks", probe=probe_answer)
     provide("rtgen.runtime.pipeline", Pipeline=SimpleNamespace(open=lambda package: StillPipeline(seen, package)))
@@ -172,15 +195,20 @@ class StillPipeline:
 
 def player(seen: SimpleNamespace) -> Callable[..., Any]:
     def play(
-        pipeline: Any, output: str, prompt: str, seed: int, frames: int, size: Any, on_progress: Callable[..., None]
-    ) -> Any:
+        pipeline: Any, output: str, prompt: str, seed: int, frames: int, size: Any, on_progress: Callable[..., None],
+        *, error_budget: float, then: list[tuple[int, str]],
+    ) -> Any:  # fmt: skip
         from rtgen.runtime.player import RunSummary
 
-        seen.played.append(SimpleNamespace(prompt=prompt, frames=frames, size=size))
+        seen.played.append(
+            SimpleNamespace(prompt=prompt, frames=frames, size=size, error_budget=error_budget, then=then)
+        )
         on_progress(12, 24.0, 0.2)
         on_progress(frames, 24.0, 0.2)
         warnings = ("the prompt was cut",)
-        return RunSummary(output, frames, 2.0, 24.0, 0.2, "onnxruntime", "CPU, 2 threads", (128, 128), warnings)
+        passes = (2.5, 0.375) if error_budget else (4.0, 0.0)
+        machine = ("onnxruntime", "CPU, 2 threads")
+        return RunSummary(output, frames, 2.0, 24.0, 0.2, *machine, (128, 128), warnings, *passes)
 
     return play
 

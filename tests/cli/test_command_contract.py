@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
         },
     ),
     "export": (["--gpu", "cpu"], {"folder", "files"}),
+    "quantize": (["--gpu", "rtx4090", "--recipe", "int4-weights"], {"folder", "recipe", "layers", "recipes"}),
     "verify": (["postcard/cpu"], {"package", "passed", "rows"}),
     "doctor": ([], {"usable", "rows"}),
     "gpu ls": ([], {"gpus"}),

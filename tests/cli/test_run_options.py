@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -33,6 +33,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--prompt", "x", "-o", "video"], "usage", ".mp4"),
         (["--prompt", "x", "-o", "nowhere/x.mp4"], "output", "--output"),
         (["--prompt", "x", "--seed", "-1"], "usage", "--help"),
+        (["--prompt", "x", "--error-budget", "-0.1"], "usage", "0.05"),
+        (["--prompt", "x", "--error-budget", "nan"], "usage", "0.05"),
+        (["--prompt", "x", "--error-budget", "inf"], "usage", "0.05"),
+        (["--prompt", "x", "--then", "0", "y"], "usage", "--then 3"),
+        (["--prompt", "x", "--then", "nan", "y"], "usage", "--then 3"),
+        (["--prompt", "x", "--then", "2", " "], "prompt_invalid", "rtgen run --prompt"),
         (["--prompt", "x", "--size", "129x128"], "size_unsupported", "--size 128x128"),
     ],
 )
@@ -72,6 +78,23 @@ def test_people_see_the_speed_and_what_to_know(toolchain: SimpleNamespace, rtgen
     assert toolchain.closed
 
 
+def test_a_budget_is_handed_on_and_what_it_saved_is_told(toolchain: SimpleNamespace, rtgen: Any) -> None:
+    fixed = rtgen("run", "--gpu", "cpu", "--prompt", "a boat", "--json").json["data"]
+    assert (fixed["error_budget"], fixed["denoise_passes"], fixed["saved_passes"]) == (0, 4, 0)
+    assert "denoise passes" not in rtgen("run", "--gpu", "cpu", "--prompt", "a boat").err
+    line = ("run", "--gpu", "cpu", "--prompt", "a boat", "--error-budget", "0.05")
+    assert "2.5 denoise passes a chunk, 38% left out" in rtgen(*line).err
+    saving = rtgen(*line, "--json").json["data"]
+    assert (saving["error_budget"], saving["denoise_passes"], saving["saved_passes"]) == (0.05, 2.5, 0.375)
+    assert [played.error_budget for played in toolchain.played] == [0, 0, 0.05, 0.05]
+
+
+def test_later_prompts_are_handed_on_with_the_frames_before_them(toolchain: SimpleNamespace, rtgen: Any) -> None:
+    later = ("--then", "1.5", "a red boat", "--then", "4", " a  boat at\nnight")
+    assert rtgen("run", "--gpu", "cpu", "--prompt", "a boat", *later).code == 0
+    assert toolchain.played[0].then == [(24, "a red boat"), (64, "a boat at night")]
+
+
 def test_a_size_outside_the_profiles_is_refused_with_the_command_that_builds_it(
     toolchain: SimpleNamespace, rtgen: Any, add: Any
 ) -> None:
@@ -81,6 +104,22 @@ def test_a_size_outside_the_profiles_is_refused_with_the_command_that_builds_it(
     assert "rtgen build --gpu cpu --model postcard --size 256x256" in ran.err
     add(key=OTHER_KEY)
     assert rtgen("run", "--gpu", "cpu", "--prompt", "x", "--size", "256x256").code == 0
+
+
+def test_the_decoder_reaches_the_build(toolchain: SimpleNamespace, rtgen: Any) -> None:
+    assert rtgen("build", "--gpu", "t4", "--decoder", "taehv").code == 0
+    assert rtgen("run", "--gpu", "a100", "--prompt", "a boat", "--decoder", "vae").code == 0
+    assert rtgen("build", "--gpu", "rtx4090").code == 0
+    assert [request.decoder for request in toolchain.requests] == ["taehv", "vae", None]
+    ran = rtgen("build", "--gpu", "t4", "--decoder", "nerf", "--json")
+    assert ran.code == 2 and ran.json["error"]["code"] == "usage"
+
+
+def test_the_decoders_that_can_be_asked_for_are_those_of_the_configs() -> None:
+    from rtgen.cli.options import DECODERS
+    from rtgen.config.model import Decoder
+
+    assert get_args(Decoder) == DECODERS
 
 
 def test_a_damaged_package_is_built_again_and_says_so(toolchain: SimpleNamespace, rtgen: Any, store: Path) -> None:

@@ -46,11 +46,9 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 def test_every_shipped_config_loads() -> None:
     assert all(load.load_gpu(name).name == name for name in load.list_gpus())
     assert all(load.load_model(name).name == name for name in load.list_models())
-    assert {name: load.load_recipe(name).precision for name in load.list_recipes()} == {
-        "fp16": "float16",
-        "fp32": "float32",
-        "int4-weights": "float16",
-    }
+    for_processors = {"fp32": "float32", "int8-cpu": "float32"}
+    for_gpus = dict.fromkeys(("fp16", "fp8", "int4", "int4-awq", "int4-weights", "int8", "nvfp4"), "float16")
+    assert {name: load.load_recipe(name).precision for name in load.list_recipes()} == for_processors | for_gpus
 
 
 def test_user_config_is_loaded_and_overrides_the_shipped_one(write: Write) -> None:
@@ -103,7 +101,7 @@ def test_any_text_is_a_known_name_or_a_usage_error(name: str) -> None:
         ('compute_capability = "8.9"', "", r"compute_capability: compiler 'tensorrt_rtx' needs one$"),
         ('"fp16"', '"fp17"', r"default_recipe: there is no recipe 'fp17'$"),
         ('"fp16"', '"fp32"', r"default_recipe: recipe 'fp32' is for onnxruntime, but mine uses tensorrt_rtx$"),
-        ('"8.9"', '"7.0"', r"default_recipe: recipe 'fp16' needs compute capability 7\.5, but mine has 7\.0$"),
+        ('"8.9"', '"7.0"', r"default_recipe: recipe 'fp16' runs on compute capability 7\.5, .*, but mine has 7\.0$"),
         ("= 8\n", "= = 8\n", r"is not valid TOML: .*line 6"),
         ("[throughput_tops]", "x = " + "[" * 5000, r"is not valid TOML"),
     ],
@@ -136,15 +134,16 @@ def test_folder_in_place_of_a_file_is_refused(write: Write) -> None:
 def test_recipe_that_cannot_run_names_those_that_can() -> None:
     with pytest.raises(UsageError, match="recipe 'fp16' is for tensorrt_rtx and tensorrt, but cpu uses") as caught:
         load.recipe_for(load.load_gpu("cpu"), load.load_recipe("fp16"))
-    assert caught.value.hint == "use --recipe fp32"
+    assert caught.value.hint == "use --recipe fp32 or int8-cpu"
     load.recipe_for(load.load_gpu("t4"), load.load_recipe("fp16"))
 
 
-def test_minimum_compute_capability_compares_as_a_version() -> None:
-    recipe = load.load_recipe("fp16").model_copy(update={"minimum_compute_capability": "8.9"})
+def test_a_recipe_is_refused_on_a_compute_capability_that_it_does_not_name() -> None:
+    recipe = load.load_recipe("fp16").model_copy(update={"compute_capabilities": ("8.9", "12.0")})
     load.recipe_for(load.load_gpu("rtx5090"), recipe)
-    with pytest.raises(UsageError, match=r"needs compute capability 8\.9, but rtx3080 has 8\.6"):
+    with pytest.raises(UsageError, match=r"runs on compute capability 8\.9, 12\.0, but rtx3080 has 8\.6") as caught:
         load.recipe_for(load.load_gpu("rtx3080"), recipe)
+    assert caught.value.hint is not None and caught.value.hint.startswith("use --recipe fp16")
 
 
 @pytest.mark.parametrize(

@@ -39,10 +39,14 @@ def package(update: str) -> dict[str, ComponentEntry]:
     }
 
 
-def plan(update: str = "in_place", sizes: dict[str, int] = SIZES, vram: int = 8 * GIB) -> MemoryPlan:
+def plan(
+    update: str = "in_place", sizes: dict[str, int] = SIZES, vram: int = 8 * GIB, share: bool = True
+) -> MemoryPlan:
     weights = {"text_encoder": 3, "denoiser": 2 * GIB, "decoder": 5}
     activations = {"text_encoder": 7, "denoiser": 11, "decoder": 13}
-    return estimate(package(update), sizes, weights=weights, activations=activations, vram=vram)
+    return estimate(
+        package(update), sizes, weights=weights, activations=activations, share_activations=share, vram=vram
+    )
 
 
 def test_each_term_is_counted_once():
@@ -51,8 +55,12 @@ def test_each_term_is_counted_once():
     assert result.kv_ring == 12 * 12 * tokens * 128 * 2
     assert result.decoder_state == 2 * 8 * 2 * tokens * 4
     assert result.io == 64 * 8 + 64 * 64 * 2 + 2 * (16 * 3 * 4 * tokens * 2) + 12 * 256 * tokens * 3
-    assert result.weights == 2 * GIB + 8 and result.activations == 31
+    assert result.weights == 2 * GIB + 8 and result.activations == 13
     assert result.context == CONTEXT_BYTES
+
+
+def test_engines_that_may_overlap_take_the_sum_of_their_activations():
+    assert plan(share=False).activations == 7 + 11 + 13
 
 
 def test_a_ring_that_swaps_takes_twice_the_memory():

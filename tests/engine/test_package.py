@@ -40,7 +40,7 @@ def manifest_fields() -> dict:
             "name": "toy", "digest": "b" * 64, "frames_per_second": 16, "example_prompts": ["a pond"],
             "default_size": size, "size_step": (16, 16), "latent_channels": 16, "spatial_stride": 8,
             "temporal_stride": 4,
-            "dropped_frames": 0, "chunk": 3, "window": 9, "sink": 3, "position_limit": 1024,
+            "decoder": "vae", "dropped_frames": 0, "chunk": 3, "window": 9, "sink": 3, "position_limit": 1024,
             "sigmas": [1.0, 0.9375, 0.1], "sampler": "euler",
             "rope_split": (22, 21, 21), "rope_theta": 1e4, "prompt_tokens": 32, "tokenizer": "tokenizer.json",
         },
@@ -170,6 +170,12 @@ def test_another_version_of_the_format_is_named(folder: Path) -> None:
 def test_a_well_signed_manifest_is_still_held_to_the_schema(folder: Path) -> None:
     edit_manifest(folder, surprise=1)
     refuse(folder, "'surprise'")
+
+
+@pytest.mark.parametrize("sigmas", [[], [1.0, 1.0], [1.0, 0.5, 0.7], [1.0, 0.0], [1.5, 0.5], [1.0, -1.0]], ids=str)
+def test_noise_levels_that_do_not_descend_from_1_to_above_0_are_refused(folder: Path, sigmas: list[float]) -> None:
+    edit_manifest(folder, model=manifest_fields()["model"] | {"sigmas": sigmas})
+    refuse(folder, "'model.sigmas'")
 
 
 ESCAPES = ["../secret", "/etc/passwd", "kernels/../../secret", "C:secret", "..\\secret", "\\\\host\\share", "kernels/"]

@@ -93,15 +93,17 @@ def test_a_denoiser_pass(run, build, modules, sizes, sigma, slot, valid):
 def test_a_decoder_step(run, build, modules, sizes, opening):
     entry, states = build.manifest.components["decoder"], {}
     feeds = random_inputs(entry, sizes, seed=1)
+    if "latent_frames" in feeds:
+        feeds["latent_frames"] = np.array([1])
     if "first" in feeds:
         feeds["first"] = np.array([opening], np.float32)
     for state in entry.states:
         feeds[state.input] *= 1 - opening
         states[state.input] = feeds[state.input]
     step = (TinyDecoderStep if build.manifest.model.name == "tiny-taehv" else DecoderStep)(modules["decoder"])
-    first = tensors([feeds["first"]]) if "first" in feeds else []
+    more = {name: torch.from_numpy(feeds[name]) for name in ("first", "latent_frames") if name in feeds}
     with torch.no_grad():
-        frames, *present = step(torch.from_numpy(feeds["latents"]), tensors(states.values()), *first)
+        frames, *present = step(torch.from_numpy(feeds["latents"]), tensors(states.values()), **more)
     found = run("decoder", feeds)
     levels = found.pop("frames")
     assert levels.dtype == np.uint8 and levels.shape == tuple(frames.shape) and levels.std() > 20

@@ -169,3 +169,12 @@ def test_a_huge_header_length_is_refused_without_reading(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"absent\.safetensors"):
         read_index(tmp_path / "absent.safetensors")
+
+
+def test_bytes_are_read_only_where_codes_are_expected(tmp_path):
+    file = written(tmp_path, safetensors.save(TENSORS | {"codes": np.arange(6, dtype=np.uint8).reshape(2, 3)}))
+    with pytest.raises(CheckpointError, match="'codes' is not one rtgen can read"):
+        read_index(file)
+    index = read_index(file, codes=True)
+    assert index.keys() == TENSORS.keys() | {"codes"}
+    assert (index["codes"].dtype, index["codes"].shape, index["codes"].length) == ("uint8", (2, 3), 6)

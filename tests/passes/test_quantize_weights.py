@@ -1,179 +1,107 @@
-"""A quantized graph computes what the dequantized matrices compute, and compilers keep its codes packed."""
+"""Matrices as codes and scales compute what the dequantized matrices compute."""
 
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip("onnx")
-ir = pytest.importorskip("onnx_ir")
-onnxruntime = pytest.importorskip("onnxruntime")
-torch = pytest.importorskip("torch")
+pytest.importorskip("onnx")
+pytest.importorskip("onnx_ir")
+pytest.importorskip("onnxruntime")
 
-from safetensors.torch import load_file, save_file  # noqa: E402
+from rtgen.passes.quantize_weights import QuantizeWeights
+from tests.passes.linear_net import close, linear_net
 
-from rtgen.config.recipe import WeightQuantization  # noqa: E402
-from rtgen.engine import trt  # noqa: E402
-from rtgen.engine.builder import EngineJob, build_engine  # noqa: E402
-from rtgen.errors import CheckpointError, UsageError  # noqa: E402
-from rtgen.models.safetensors_index import read_index  # noqa: E402
-from rtgen.passes.bind_weights import BindWeights  # noqa: E402
-from rtgen.passes.quantize_weights import QuantizeWeights, matrices  # noqa: E402
-from rtgen.progress import SilentProgress  # noqa: E402
-from rtgen.quantize.graph import quantize_graph  # noqa: E402
-from rtgen.quantize.weight_only import dequantize_blocks, quantize_blocks  # noqa: E402
-
-needs_rtx = pytest.mark.skipif(trt.installed_version("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
-SETTINGS = WeightQuantization(minimum_elements=0)
-TYPES = {"float32": "float", "float16": "float16"}
-SHAPES = {"up": (256, 128), "bias": (256,), "down": (128, 256), "odd": (128, 96), "tied": (128, 128), "table": (2, 96)}
-BODY = """
-    row = Gather(tied, zero)
-    a = Add(x, row)
-    upT = Transpose<perm = [1, 0]>(up)
-    b = MatMul(a, upT)
-    c = Add(b, bias)
-    downT = Transpose<perm = [1, 0]>(down)
-    d = MatMul(c, downT)
-    oddT = Transpose<perm = [1, 0]>(odd)
-    e = MatMul(table, oddT)
-    tiedT = Transpose<perm = [1, 0]>(tied)
-    f = MatMul(e, tiedT)
-    y = Add(d, f)
-"""
-QUANTIZED = {"up", "down"}  # odd has no whole blocks, tied is looked up too
+X = np.random.default_rng(1).standard_normal((2, 128))
+TYPES = {"int4": "INT4", "int8": "INT8", "fp8": "FLOAT8E4M3FN", "fp4": "FLOAT4E2M1"}
 
 
-def write_graph(folder, text, values, precision="float16"):
-    """``net.onnx`` in ``folder``, its weights in ``folder/weights``."""
-    (folder / "weights").mkdir(parents=True)
-    save_file(values, folder / "weights" / "part.safetensors")
-    proto = onnx.parser.parse_model(f'<ir_version: 11, opset_import: ["" : 24]> {text}')
-    for name, value in values.items():
-        array = value.to(getattr(torch, precision)).numpy()
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0), "zero"))
-    model = ir.from_proto(proto)
-    BindWeights(read_index(folder / "weights" / "part.safetensors"))(model)
-    ir.save(model, folder / "net.onnx")
+def net(**types):
+    body = ["q = linear(x, wq)", "k = linear(x, wk)", "h = Mul(q, k)", "b = Add(h, x)", "y = linear(b, wo)"]
+    return linear_net("T[2,128] x", "T[2,192] y", body, wq=(128, 128), wk=(128, 128), wo=(192, 128), **types)
 
 
-def network(folder, precision="float16", stored="float16"):
-    """Weights of every kind. Returns them."""
-    generator = torch.Generator().manual_seed(0)
-    values = {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in SHAPES.items()}
-    values = {name: value.to(getattr(torch, stored)) for name, value in values.items()}
-    kind = TYPES[precision]
-    write_graph(folder, f"net ({kind}[2,128] x) => ({kind}[2,128] y) {{ {BODY} }}", values, precision)
-    return {name: value.float().numpy() for name, value in values.items()}
+def expected(matrices, x):
+    q, k, o = (np.asarray(matrices[name], np.float64).T for name in ("wq", "wk", "wo"))
+    return ((x @ q) * (x @ k) + x) @ o
 
 
-def quantize(folder, settings=SETTINGS, advance=lambda fraction, name: None):
-    (folder / "quantized").mkdir(exist_ok=True)
-    return quantize_graph(folder / "net.onnx", folder / "weights", folder / "quantized", settings, advance)
-
-
-def expected(values, x):
-    """What the graph computes with dequantized matrices, in float64."""
-    w = {name: value.astype(np.float64) for name, value in values.items()}
-    for name in QUANTIZED:
-        w[name] = dequantize_blocks(*quantize_blocks(values[name], 64)).astype(np.float16).astype(np.float64)
-    hidden = (x + w["tied"][0]) @ w["up"].T + w["bias"]
-    return hidden @ w["down"].T + w["table"] @ w["odd"].T @ w["tied"].T
-
-
+@pytest.mark.parametrize("weights", ["int4", "int8", "fp8"])
 @pytest.mark.parametrize(
-    ("precision", "stored", "tolerance"),
-    [
-        ("float16", "float16", 5e-3),
-        ("float16", "float32", 5e-3),
-        ("float32", "bfloat16", 1e-6),
-        ("float32", "float32", 1e-6),
-    ],
+    ("dtype", "stored"),
+    [("float16", "float16"), ("float16", "float32"), ("float32", "float16"), ("float32", "float32")],
 )
-def test_the_graph_computes_with_the_dequantized_matrices(tmp_path, precision, stored, tolerance):
-    values = network(tmp_path, precision, stored)
-    calls = []
-    file = quantize(tmp_path, advance=lambda fraction, name: calls.append((fraction, name)))
-    assert sorted(path.name for path in (tmp_path / "quantized").iterdir()) == ["net.int4.safetensors", "net.onnx"]
-    assert file == "net.int4.safetensors"
-    assert [fraction for fraction, _ in calls] == sorted(fraction for fraction, _ in calls)
-    assert calls[0][0] == 0 and calls[-1] == (1.0, "") and "up" in {name for _, name in calls}
-
-    proto = onnx.load(tmp_path / "quantized" / "net.onnx", load_external_data=False)
-    kinds = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
-    assert {name for name, kind in kinds.items() if kind == onnx.TensorProto.INT4} == {
-        f"{name}{'' if stored == precision else '.stored'}.codes" for name in QUANTIZED
-    }
-    places = [{entry.key: entry.value for entry in tensor.external_data} for tensor in proto.graph.initializer]
-    assert {place["location"] for place in places if place} == {file}
-
-    x = np.random.default_rng(2).standard_normal((2, 128)).astype(precision)
-    session = onnxruntime.InferenceSession(tmp_path / "quantized" / "net.onnx", providers=["CPUExecutionProvider"])
-    reference = expected(values, x.astype(np.float64))
-    assert np.abs(session.run(None, {"x": x})[0] - reference).max() < tolerance * np.abs(reference).max()
+def test_the_graph_computes_with_the_dequantized_matrices(tmp_path, weights, dtype, stored):
+    made = net(dtype=dtype, stored=stored)
+    layers = made.quantize(tmp_path, [QuantizeWeights], **{name: {"weights": weights} for name in made.weights})
+    initializers = made.model.graph.initializers
+    assert not set(initializers) & set(made.weights)
+    assert {str(initializers[f"{name}.codes"].dtype) for name in made.weights} == {TYPES[weights]}
+    x = X.astype(dtype)
+    matrices = {name: layer.matrix for name, layer in layers.items()}
+    if dtype == "float16" or weights == "int4":  # dequantized numbers of blocks are float16
+        matrices = {name: matrix.astype(np.float16) for name, matrix in matrices.items()}
+    found = made.run(x=x)[0]
+    assert found.dtype == dtype
+    reference = expected(matrices, x.astype(np.float64))
+    limit = {"float16": 6e-3, "float32": 2e-6}[dtype]
+    assert np.abs(found - reference).max() < limit * np.abs(reference).max()
 
 
-def test_the_new_file_is_sound_and_holds_what_was_not_quantized_bit_for_bit(tmp_path):
-    network(tmp_path)
-    quantize(tmp_path)
-    before, after = (
-        load_file(tmp_path / "weights" / "part.safetensors"),
-        load_file(tmp_path / "quantized" / "net.int4.safetensors"),
-    )
-    kept = before.keys() - QUANTIZED
-    assert after.keys() == kept | {f"{name}.{part}" for name in QUANTIZED for part in ("codes", "scales")}
-    assert all(torch.equal(before[name], after[name]) for name in kept)
-    assert after["up.codes"].shape == (256, 64) and after["up.scales"].shape == (256, 2)
-    first = (tmp_path / "quantized" / "net.int4.safetensors").read_bytes()
-    for path in (tmp_path / "quantized").iterdir():
-        path.unlink()
-    quantize(tmp_path)
-    assert (tmp_path / "quantized" / "net.int4.safetensors").read_bytes() == first
+def test_fp4_codes_and_both_scales_are_where_the_nodes_say(tmp_path):
+    made = net()
+    layers = made.quantize(tmp_path, [QuantizeWeights], wq={"weights": "fp4"}, wk={"weights": "fp4"})
+    values = {value.name: value for value in made.model.graph.initializers.values()}
+    powers = set()
+    for name, layer in layers.items():
+        (transpose,) = [
+            node
+            for node in made.model.graph
+            if node.op_type == "Transpose" and _origin(node.inputs[0]) is values[f"{name}.codes"]
+        ]
+        outer = transpose.inputs[0].producer()
+        inner = outer.inputs[1].producer().inputs[0].producer()
+        assert (outer.attributes["axis"].as_int(), outer.attributes["block_size"].as_int()) == (1, 16)
+        codes, scales, power = outer.inputs[0], inner.inputs[0], inner.inputs[1]
+        assert (str(codes.dtype), str(scales.dtype), str(power.dtype)) == ("FLOAT4E2M1", "FLOAT8E4M3FN", "FLOAT")
+        powers.add(float(power.const_value.numpy()))
+        (product,) = [use.node for use in transpose.outputs[0].uses()]
+        (after,) = [use.node for use in product.outputs[0].uses()]
+        assert after.op_type == "Mul"
+        blocks = codes.const_value.numpy().astype(np.float64).reshape(128, 8, 16)
+        steps = scales.const_value.numpy().astype(np.float64)[..., None] * power.const_value.numpy()
+        matrix = (blocks * steps).reshape(128, 128) * after.inputs[1].const_value.numpy().astype(np.float64)[:, None]
+        np.testing.assert_allclose(matrix, layer.matrix, rtol=2**-11)
+    assert len(powers) == 1
 
 
-def test_excluded_and_small_matrices_stay(tmp_path):
-    network(tmp_path)
-    quantize(tmp_path, replace_settings(exclude=("u?",)))
-    assert "up" in load_file(tmp_path / "quantized" / "net.int4.safetensors")
-    for settings in (replace_settings(exclude=("*",)), replace_settings(minimum_elements=256 * 128 + 1)):
-        with pytest.raises(UsageError, match="net has no matrix"):
-            quantize(tmp_path, settings)
+def _origin(value):
+    while value.producer() is not None:
+        value = value.producer().inputs[0]
+    return value
 
 
-def replace_settings(**values):
-    return SETTINGS.model_copy(update=values)
+@pytest.mark.parametrize("weights", ["int8", "fp8"])
+def test_layers_of_one_input_have_one_scale_before_their_products(tmp_path, weights):
+    made = net()
+    made.weights["wk"] = made.weights["wk"] * np.float16(5)
+    made.quantize(tmp_path, [QuantizeWeights], **{name: {"weights": weights} for name in made.weights})
+    scales = {name: made.model.graph.initializers[f"{name}.scale"].const_value.numpy() for name in made.weights}
+    assert scales["wq"] == scales["wk"] != scales["wo"]
+    assert all(np.frexp(scale)[0] == 0.5 for scale in scales.values())  # powers of two: codes times it are exact
+    rests = {name: made.model.graph.initializers[f"{name}.rest"].const_value.numpy() for name in made.weights}
+    assert max(rest.max() for rest in rests.values()) <= 1 and rests["wq"].max() <= 0.25
 
 
-def test_damaged_weights_are_named(tmp_path):
-    values = network(tmp_path)
-    file = tmp_path / "weights" / "part.safetensors"
-    content = {name: torch.from_numpy(value).half() for name, value in values.items()}
-    content["up"][3, 5] = float("nan")
-    save_file(content, file)
-    with pytest.raises(CheckpointError, match=r"^up cannot be quantized: .*not finite"):
-        quantize(tmp_path)
-    (tmp_path / "quantized" / "net.int4.safetensors").unlink()
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=r"part\.safetensors is truncated"):
-        quantize(tmp_path)
+def test_sums_of_integer_products_stay_far_from_the_limits_of_half_precision(tmp_path):
+    """What comes out of a product of codes before its rows are scaled; TensorRT keeps it in float16."""
+    made = linear_net("T[4,1152] x", "T[4,64] y", ["y = linear(x, w)"], w=(64, 1152))
+    made.weights["w"] = np.full((64, 1152), 0.5, np.float16) * np.geomspace(1e-3, 1, 64, dtype=np.float16)[:, None]
+    layer = made.quantize(tmp_path, [QuantizeWeights], w={"weights": "int8"})["w"]
+    power = made.model.graph.initializers["w.scale"].const_value.numpy().astype(np.float64)
+    x = np.full((4, 1152), 3, np.float16)
+    sums = x.astype(np.float64) @ layer.tensors["w.codes"].view(np.int8).astype(np.float64).T
+    assert np.abs(sums).max() > 4e5 and np.abs(sums * power).max() < 4000
+    close(made.run(x=x)[0], x.astype(np.float64) @ layer.matrix.T.astype(np.float64))
 
 
-def test_only_matrices_of_products_are_found_and_without_any_nothing_changes(tmp_path):
-    network(tmp_path)
-    model = ir.load(tmp_path / "net.onnx")
-    assert matrices(model.graph).keys() == QUANTIZED | {"odd"}
-    assert not QuantizeWeights({})(model).modified
-
-
-@needs_rtx
-@pytest.mark.parametrize("capability", ["8.6", "8.9", "12.0"])
-def test_the_engine_keeps_the_codes_packed(tmp_path, capability):
-    shapes = [(2048, 512), (1024, 2048), (512, 1024)]
-    values = {f"w{index}": torch.randn(shape).half() * 0.05 for index, shape in enumerate(shapes)}
-    body = [f"t{i} = Transpose<perm = [1, 0]>(w{i}) h{i + 1} = MatMul(h{i}, t{i})" for i in range(len(shapes))]
-    write_graph(tmp_path, f"net (float16[64,512] h0) => (float16[64,512] h3) {{ {' '.join(body)} }}", values)
-    quantize(tmp_path)
-    folder = tmp_path / "quantized"
-    job = EngineJob("net", "tensorrt_rtx", folder / "net.onnx", folder, tmp_path / "net.engine", capability)
-    result = build_engine(job, SilentProgress(), stage="engine")
-    count = sum(value.numel() for value in values.values())
-    assert 4 * count / 8 < result.weights_bytes <= 4.6 * count / 8
+def test_without_layers_nothing_changes():
+    assert not QuantizeWeights([])(net().model).modified

@@ -1,14 +1,23 @@
-"""What a weight is called in its checkpoint, and what the section of a recipe may say."""
+"""What a weight is called in its checkpoint, and which weights a recipe quantizes."""
 
 import pytest
 
-pytest.importorskip("onnx_ir")
+from rtgen.config.recipe import Quantization
+from rtgen.errors import UsageError
+from rtgen.quantize.selection import checkpoint_name, reasons_to_keep
 
-from pydantic import ValidationError
+SHAPES = {
+    "text_embedding.0.weight": (128, 128),
+    "blocks.0.self_attn.q.weight": (128, 128),
+    "blocks.0.self_attn.k.weight": (128, 96),
+    "blocks.0.ffn.0.weight": (16, 64),
+    "head.head.weight": (128, 128),
+}
 
-from rtgen.config.load import load_recipe
-from rtgen.config.recipe import WeightQuantization
-from rtgen.quantize.selection import checkpoint_name
+
+def settings(**fields):
+    base = {"algorithm": "none", "exclude": ("head.*",), "weights": {"format": "int4", "block": 64}}
+    return Quantization.model_validate(base | fields)
 
 
 @pytest.mark.parametrize("name", ["model.head.head.weight", "head.head.weight.stored", "model.head.head.weight.stored"])
@@ -16,15 +25,22 @@ def test_patterns_see_the_names_of_the_checkpoint(name):
     assert checkpoint_name(name) == "head.head.weight"
 
 
-@pytest.mark.parametrize(
-    "fields", [{"bits": 3}, {"block": 48}, {"components": ()}, {"components": ("decoder",)}, {"a": 1}]
-)
-def test_settings_that_nothing_implements_are_refused(fields):
-    with pytest.raises(ValidationError):
-        WeightQuantization.model_validate(fields)
+def test_every_matrix_that_is_kept_has_a_reason():
+    assert reasons_to_keep(SHAPES, settings()) == {
+        "text_embedding.0.weight": "",
+        "blocks.0.self_attn.q.weight": "",
+        "blocks.0.self_attn.k.weight": "its rows of 96 have no whole blocks of 64",
+        "blocks.0.ffn.0.weight": "it has fewer than 4096 weights",
+        "head.head.weight": "the recipe excludes head.*",
+    }
 
 
-def test_the_shipped_recipe_quantizes_the_denoiser_and_the_others_nothing():
-    weights = load_recipe("int4-weights").weights
-    assert weights is not None and weights.components == ("denoiser",) and weights.block == 64
-    assert load_recipe("fp16").weights is None
+def test_what_is_calibrated_is_in_a_block():
+    reasons = reasons_to_keep(SHAPES, settings(algorithm="awq"))
+    assert [name for name, reason in reasons.items() if not reason] == ["blocks.0.self_attn.q.weight"]
+    assert reasons["text_embedding.0.weight"] == "it is not in a block"
+
+
+def test_a_recipe_that_leaves_nothing_to_quantize_is_refused():
+    with pytest.raises(UsageError, match="no matrix"):
+        reasons_to_keep(SHAPES, settings(exclude=("*",)))

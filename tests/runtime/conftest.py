@@ -45,6 +45,7 @@ def make_manifest():
             "model": ModelEntry(
                 name="postcard", digest=DIGEST, frames_per_second=16, example_prompts=("a boat",),
                 default_size=(64, 64), size_step=(16, 16), latent_channels=16, spatial_stride=8, temporal_stride=4,
+                decoder="vae",
                 dropped_frames=0,
                 chunk=3, window=12, sink=0, position_limit=1024,
                 sigmas=(1.0, 0.5), sampler="euler", rope_split=(12, 10, 10),

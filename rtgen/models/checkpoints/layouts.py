@@ -24,7 +24,8 @@ SELF_FORCING = "gdhe17/Self-Forcing"
 SELF_FORCING_DIFFUSERS = "wlsaidhi/SFWan2.1-T2V-1.3B-Diffusers"
 LONGLIVE = "Efficient-Large-Model/LongLive-1.3B"
 TAEHV = "madebyollin/taehv"
-"""On GitHub; the others are on Hugging Face."""
+ON_GITHUB = frozenset({TAEHV})
+"""The other repositories are on Hugging Face."""
 
 UNDISTILLED = "these are the weights of Wan 2.1 itself, unless you replaced them: they make poor video in a few steps"
 UNTOLD = "nothing here tells Self-Forcing's weights from those of Wan 2.1 itself, which make poor video in a few steps"
@@ -81,6 +82,8 @@ class Row:
     chosen: bool
     """Whether a build takes this one: the first of its piece that is found."""
     note: str | None
+    beside: str | None
+    """The file that this one must come with: a base and its adapter."""
 
 
 # LongLive's adapter: rank 256 and alpha 256, from configs/longlive_inference.yaml of github.com/NVlabs/LongLive, which
@@ -162,9 +165,10 @@ def explain(folder: Path | None, family: Family = "self-forcing") -> tuple[Row, 
             found = [_locate(folder, candidate.repository, part) if folder else None for part in parts]
             chosen = not taken and all(found)
             taken |= chosen
+            others = (candidate.adapter, candidate.path) if candidate.adapter else (None,)
             rows += [
-                Row(piece, candidate.repository, part, place, _size(place), chosen, candidate.note)
-                for part, place in zip(parts, found, strict=True)
+                Row(piece, candidate.repository, part, place, _size(place), chosen, candidate.note, other)
+                for part, place, other in zip(parts, found, others, strict=True)
             ]
     return tuple(rows)
 

@@ -8,6 +8,7 @@ import numpy as np
 from rtgen.engine import trt
 from rtgen.engine.manifest import ComponentEntry, Manifest
 from rtgen.errors import MemoryPlanError, PackageInvalidError, RtgenError, SizeError
+from rtgen.runtime.backends.arena import Arena
 from rtgen.runtime.backends.buffers import BufferTable, check_copy
 from rtgen.runtime.backends.device import CudaDevice, DeviceBuffer, Graph
 from rtgen.runtime.profiles import choose_profile
@@ -26,7 +27,10 @@ def open_package(package: "Package") -> "TensorRTBackend":
 
 
 class TensorRTBackend:
-    """All components of a package on one device and one stream."""
+    """All components of a package on one device and one stream.
+
+    Their engines take turns and share one arena, unless the manifest says that each has its own.
+    """
 
     def __init__(self, package: "Package", module: trt.Module, device: CudaDevice) -> None:
         self.name = package.manifest.compiler.name
@@ -38,6 +42,7 @@ class TensorRTBackend:
         self._logger = trt.logger(module, self._lines)  # TensorRT keeps no reference
         self._runtime = module.Runtime(self._logger)
         self._sessions: list[TensorRTSession] = []
+        self._arenas: list[Arena] = []
 
     def open(self, component: str) -> "TensorRTSession":
         """Load an engine. Raises PackageInvalidError when it does not load or differs from the manifest's table."""
@@ -53,7 +58,9 @@ class TensorRTBackend:
                 f"{self.device} has too little free memory for {entry.file}",
                 hint="close other programs that use the GPU",
             )
-        session = TensorRTSession(engine, context, self._cuda, entry, manifest, self._lines)
+        arena = self._arena()
+        arena.reserve(int(engine.device_memory_size_v2))
+        session = TensorRTSession(engine, context, self._cuda, arena, entry, manifest, self._lines)
         self._sessions.append(session)
         return session
 
@@ -61,15 +68,25 @@ class TensorRTBackend:
         for session in self._sessions:
             session.close()
         self._sessions.clear()
+        for arena in self._arenas:
+            arena.close()
+        self._arenas.clear()
         self._runtime = None
         self._cuda.close()
+
+    def _arena(self) -> Arena:
+        """The arena of an engine that is being opened."""
+        if not self._arenas or not self._package.manifest.share_activations:
+            self._arenas.append(Arena(self._cuda))
+        return self._arenas[-1]
 
 
 class TensorRTSession:
     """One engine, its execution context and its buffers.
 
     In-place states have one address for input and output. Swapped states take turns, so there is one CUDA graph for
-    each turn: it is captured on the second run of that turn, when TensorRT has made all it makes lazily.
+    each turn: it is captured on the second run of that turn, when TensorRT has made all it makes lazily. Intermediate
+    results lie in the arena, whose address is part of the graphs too.
     """
 
     def __init__(
@@ -77,6 +94,7 @@ class TensorRTSession:
         engine: Any,
         context: Any,
         device: CudaDevice,
+        arena: Arena,
         component: ComponentEntry,
         manifest: Manifest,
         lines: trt.LogLines,
@@ -85,6 +103,8 @@ class TensorRTSession:
         self._engine = engine
         self._context = context
         self._device = device
+        self._arena = arena
+        self._block: DeviceBuffer | None = None
         self._manifest = manifest
         self._lines = lines
         self._table: BufferTable[DeviceBuffer] | None = None
@@ -99,6 +119,7 @@ class TensorRTSession:
         self._set_profile(min(index, self._engine.num_optimization_profiles - 1))
         self._table = BufferTable(self.component, sizes, self._allocate_tensor)
         self._set_shapes(self._table)
+        self._lend(self._arena.block())
         self._capturable = True
 
     def write(self, name: str, value: Array) -> None:
@@ -116,6 +137,9 @@ class TensorRTSession:
     def run(self) -> None:
         self._device.activate()
         table = self._buffers
+        if self._arena.block() is not self._block:
+            self._forget_graphs()
+            self._lend(self._arena.block())
         graph = self._graphs.get(table.turn) or self._capture(table)
         if graph is not None:
             self._device.launch(graph)
@@ -168,6 +192,12 @@ class TensorRTSession:
             if inferred != planned:
                 raise PackageInvalidError(f"{self.component.file}: '{tensor.name}' is {inferred}, not {planned}")
 
+    def _lend(self, block: DeviceBuffer | None) -> None:
+        """Give the context the memory for its intermediate results."""
+        self._block = block
+        if block is not None:
+            self._context.set_device_memory(block.address, block.size)
+
     def _bind(self, table: BufferTable[DeviceBuffer]) -> None:
         for name, buffer in table.bound(table.turn).items():
             if not self._context.set_tensor_address(name, buffer.address):
@@ -190,12 +220,15 @@ class TensorRTSession:
         asks = getattr(self._context, "is_stream_capturable", None)
         return asks is None or bool(asks(self._device.stream))
 
-    def _release(self) -> None:
+    def _forget_graphs(self) -> None:
         self._device.wait()
         for graph in self._graphs.values():
             graph.close()
         self._graphs.clear()
         self._warm.clear()
+
+    def _release(self) -> None:
+        self._forget_graphs()
         for buffer in self._table.all() if self._table else ():
             self._device.free(buffer)
         self._table = None
@@ -218,10 +251,15 @@ def _check_tensors(engine: Any, component: ComponentEntry) -> None:
 
 
 def _create_context(module: trt.Module, engine: Any) -> Any:
-    """An execution context. TensorRT for RTX compiles kernels for a shape by need: do it before the stream starts."""
-    strategies = getattr(module, "DynamicShapesKernelSpecializationStrategy", None)
-    if strategies is None:
-        return engine.create_execution_context()
+    """An execution context without memory of its own for intermediate results.
+
+    TensorRT for RTX compiles kernels for a shape by need: do it before the stream starts.
+    """
+    managed = module.ExecutionContextAllocationStrategy.USER_MANAGED
+    specializations = getattr(module, "DynamicShapesKernelSpecializationStrategy", None)
+    if specializations is None:
+        return engine.create_execution_context(managed)
     config = engine.create_runtime_config()
-    config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+    config.set_execution_context_allocation_strategy(managed)
+    config.dynamic_shapes_kernel_specialization_strategy = specializations.EAGER
     return engine.create_execution_context(config)

@@ -7,6 +7,7 @@ import pytest
 
 from rtgen.engine import trt
 from rtgen.engine.manifest import CompilerEntry, TargetEntry
+from rtgen.engine.memory_plan import estimate
 from rtgen.engine.package import Package
 from rtgen.errors import MemoryPlanError, MissingDependencyError, PackageInvalidError, RtgenError, SizeError
 from rtgen.runtime.backends.tensorrt import TensorRTBackend
@@ -70,7 +71,7 @@ class FakeContext:
 
     def __init__(self, engine):
         self.engine, self.shapes, self.addresses, self.capturing, self.fails = engine, {}, {}, False, False
-        self.profile = None
+        self.profile, self.scratch = None, (None, 0)
 
     def set_optimization_profile_async(self, index, stream):
         self.profile = index
@@ -82,6 +83,10 @@ class FakeContext:
 
     def get_tensor_shape(self, name):
         return self.shapes[{"y": "x", "ring_next": "ring", "cache_next": "cache"}[name]]
+
+    def set_device_memory(self, memory, size):
+        assert self.shapes and len(self.engine.device.memory[memory]) >= size
+        self.scratch = memory, size
 
     def set_tensor_address(self, name, address):
         self.addresses[name] = address
@@ -95,8 +100,12 @@ class FakeContext:
             memory[self.addresses[name]].view(np.float32)
             for name in ("x", "ring", "cache", "y", "ring_next", "cache_next")
         )
+        scratch, size = self.scratch
+        assert size >= self.engine.device_memory_size_v2
 
         def work():
+            if size:
+                memory[scratch][:] += 1  # a KeyError if it was freed
             y[:] = x + ring
             ring_next[:] = ring + 1
             cache_next[:] = cache + 0.5
@@ -109,6 +118,8 @@ class FakeContext:
 
 
 class FakeEngine:
+    device_memory_size_v2 = 64
+
     def __init__(self, device, tensors):
         self.device, self.tensors = device, tensors
         self.num_io_tensors, self.num_optimization_profiles = len(tensors), 2
@@ -124,41 +135,59 @@ class FakeEngine:
         return None if self.device.room == 0 else self.context
 
     def create_runtime_config(self):
-        return SimpleNamespace()
+        config = SimpleNamespace()
+        config.set_execution_context_allocation_strategy = lambda strategy: vars(config).update(memory=strategy)
+        return config
 
 
 TENSORS = dict.fromkeys(("x", "ring", "cache", "y", "ring_next", "cache_next"), "FLOAT")
 
 
 class FakeTensorRT:
-    """The module; ``engine`` is what any bytes deserialize to."""
+    """The module; ``engines`` maps the bytes of files to what they deserialize to."""
 
     __name__, __version__ = "tensorrt_rtx", "1.7.1"
     DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
 
     class ILogger:
         INTERNAL_ERROR, ERROR, WARNING, INFO = range(4)
 
-    def __init__(self, engine):
-        self.engine = engine
+    def __init__(self, engines):
+        self.engines = engines
 
     def Runtime(self, logger):
-        return SimpleNamespace(deserialize_cuda_engine=lambda data: self.engine)
+        return SimpleNamespace(deserialize_cuda_engine=lambda data: self.engines[bytes(data)])
 
 
 @pytest.fixture
-def open_session(tmp_path, make_manifest):
-    (tmp_path / "denoiser.onnx").write_bytes(b"engine")
-    manifest = make_manifest(
-        target=TargetEntry(gpu="rtx4080-laptop", compute_capability="8.9", vram_bytes=12 << 30),
-        compiler=CompilerEntry(name="tensorrt_rtx", version="1.7.1"),
-    )
+def open_backend(tmp_path, make_manifest):
+    """A backend of components that all are the same network, with the bytes of scratch memory each takes."""
 
+    def open_(demands, tensors=TENSORS, share=True, **device):
+        made = make_manifest(
+            target=TargetEntry(gpu="rtx4080-laptop", compute_capability="8.9", vram_bytes=12 << 30),
+            compiler=CompilerEntry(name="tensorrt_rtx", version="1.7.1"),
+            share_activations=share,
+        )
+        table, fake, engines = made.components["denoiser"], FakeDevice(**device), {}
+        for name, demand in demands.items():
+            (tmp_path / f"{name}.onnx").write_bytes(name.encode())
+            engines[name] = FakeEngine(fake, tensors)
+            engines[name].device_memory_size_v2 = demand
+        tables = {name: table.model_copy(update={"file": f"{name}.onnx"}) for name in demands}
+        manifest = made.model_copy(update={"components": tables})
+        module = FakeTensorRT({name.encode(): engine for name, engine in engines.items()})
+        return TensorRTBackend(Package(tmp_path, manifest), module, fake), engines
+
+    return open_
+
+
+@pytest.fixture
+def open_session(open_backend):
     def open_(tensors=TENSORS, **device):
-        engine = FakeEngine(FakeDevice(**device), tensors)
-        return TensorRTBackend(Package(tmp_path, manifest), FakeTensorRT(engine), engine.device).open(
-            "denoiser"
-        ), engine
+        backend, engines = open_backend({"denoiser": 64}, tensors, **device)
+        return backend.open("denoiser"), engines["denoiser"]
 
     return open_
 
@@ -223,15 +252,82 @@ def test_the_profile_tuned_for_the_size_is_chosen(open_session, rows, profile):
     session.allocate({"rows": rows, "columns": rows})
     assert engine.context.profile == profile
     assert engine.config.dynamic_shapes_kernel_specialization_strategy == "eager"
+    assert engine.config.memory == "user managed"
 
 
-def test_memory_is_given_back(open_session):
-    session, engine = open_session()
+@pytest.mark.parametrize("share", [True, False])
+def test_memory_is_given_back(open_backend, share):
+    backend, engines = open_backend({"text_encoder": 8, "denoiser": 64}, share=share)
+    sessions = [backend.open(name) for name in engines]
     for rows in (2, 4, 2):
-        session.allocate({"rows": rows, "columns": 4})
-    session.close()
-    session.close()
-    assert engine.device.memory == {}
+        for session in sessions:
+            session.allocate({"rows": rows, "columns": 4})
+    for session in sessions:
+        session.close()
+        session.close()
+    backend.close()
+    assert engines["denoiser"].device.memory == {}
+
+
+def scratch(engine):
+    return engine.context.scratch
+
+
+def test_engines_that_take_turns_share_one_arena_as_large_as_the_greatest_asks(open_backend):
+    backend, engines = open_backend({"text_encoder": 8, "denoiser": 64, "decoder": 32})
+    sessions = {name: backend.open(name) for name in engines}
+    device = engines["denoiser"].device
+    assert device.memory == {}  # contexts allocate nothing
+    for session in sessions.values():
+        session.allocate({"rows": 2, "columns": 4})
+    ((address, size),) = {scratch(engine) for engine in engines.values()}
+    assert size == 64 == len(device.memory[address])
+    for session in sessions.values():
+        assert run(session, 5)[-1] == (4.0, 5.0, 2.5)
+
+
+def test_engines_that_may_overlap_have_an_arena_each(open_backend):
+    demands = {"text_encoder": 8, "denoiser": 64, "decoder": 32}
+    backend, engines = open_backend(demands, share=False)
+    for name in engines:
+        session = backend.open(name)
+        session.allocate({"rows": 2, "columns": 4})
+        run(session, 5)
+    assert {name: scratch(engine)[1] for name, engine in engines.items()} == demands
+    assert len({scratch(engine)[0] for engine in engines.values()}) == 3
+
+
+@pytest.mark.parametrize("captures", [True, False])
+def test_an_arena_that_grows_moves_the_engines_that_used_it(open_backend, captures):
+    backend, engines = open_backend({"denoiser": 64, "decoder": 4096}, captures=captures)
+    denoiser = backend.open("denoiser")
+    denoiser.allocate({"rows": 2, "columns": 4})
+    run(denoiser, 6)
+    small = scratch(engines["denoiser"])
+    decoder = backend.open("decoder")
+    decoder.allocate({"rows": 2, "columns": 4})
+    device = engines["decoder"].device
+    assert small[0] not in device.memory
+    # The graphs that were captured have the old address in them: running one would write to freed memory.
+    assert run(denoiser, 6)[-1] == (11.0, 12.0, 6.0)
+    assert scratch(engines["denoiser"]) == scratch(engines["decoder"]) and scratch(engines["decoder"])[1] == 4096
+    if captures:
+        assert device.log.count("close") == 2 and device.log[-1] == "launch"
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("demands", [{"denoiser": 64, "decoder": 96}, {"text_encoder": 8, "denoiser": 0}], ids=str)
+def test_what_is_allocated_is_what_the_memory_plan_says(open_backend, demands, share):
+    backend, engines = open_backend(demands, share=share)
+    sizes = {"rows": 2, "columns": 4}
+    sessions = [backend.open(name) for name in engines]
+    for session in sessions:
+        session.allocate(sizes)
+    plan = estimate(
+        {name: session.component for name, session in zip(engines, sessions, strict=True)},
+        sizes, weights=dict.fromkeys(engines, 0), activations=demands, share_activations=share, vram=1 << 20, context=0,
+    )  # fmt: skip
+    assert sum(len(block) for block in engines["denoiser"].device.memory.values()) == plan.total > 0
 
 
 def test_what_the_gpu_refuses_becomes_an_error_with_a_name(open_session):
@@ -276,7 +372,9 @@ def test_the_calls_exist_in_the_installed_libraries():
         if not name.startswith("_"):
             assert hasattr(module.ICudaEngine, name)
     assert hasattr(module.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
+    assert hasattr(module.IRuntimeConfig, "set_execution_context_allocation_strategy")
     assert hasattr(module.DynamicShapesKernelSpecializationStrategy, "EAGER")
+    assert hasattr(module.ExecutionContextAllocationStrategy, "USER_MANAGED")
 
     core = pytest.importorskip("cuda.core", exc_type=ImportError)
     for owner, names in {

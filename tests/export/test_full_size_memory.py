@@ -1,0 +1,44 @@
+"""What the 480p model's tensor tables say about memory, which needs neither weights nor an engine."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from rtgen.config.load import load_model  # noqa: E402
+from rtgen.engine.manifest import ComponentEntry  # noqa: E402
+from rtgen.engine.memory_plan import GIB, estimate  # noqa: E402
+from rtgen.export import denoiser, streaming, tiny_decoder  # noqa: E402
+from rtgen.models.taehv import TinyDecoder  # noqa: E402
+
+WEIGHTS = {"denoiser": 781_934_516, "decoder": 19_689_730}
+ACTIVATIONS = {"denoiser": 0, "decoder": 458_670_080}
+"""Bytes with INT4 weights, as the builder reports them (docs/wan.md); the denoiser's activations are the lesser."""
+
+
+def component(inputs, outputs, states):
+    return ComponentEntry(file="network.engine", inputs=inputs, outputs=outputs, states=states)
+
+
+def plan(config):
+    past = tiny_decoder.past_frames(config, TinyDecoder())
+    tables = {
+        "denoiser": component(*denoiser.tensor_table(config, "float16")),
+        "decoder": component(*streaming.tensor_table(config, past, "float16", marks_first=False)),
+    }
+    sizes = {"rows": 480 // 16, "columns": 832 // 16}
+    return estimate(tables, sizes, weights=WEIGHTS, activations=ACTIVATIONS, share_activations=True, vram=12 * GIB)
+
+
+def test_the_plan_of_480p_with_int4_weights_is_under_8_gb():
+    config = load_model("wan2.1-1.3b-self-forcing")
+    found = plan(config)
+    assert found.total < 8e9  # and so under 8 GiB
+    assert found.kv_ring == 2 * 30 * 12 * (21 * 30 * 52) * 128 * 2
+    assert found.decoder_state == 2 * 3 * (256 + 4 * 128 + 16 * 64) * 60 * 104 * 2
+    assert found.io < 20 << 20
+
+
+def test_whole_chunks_take_three_times_the_frames():
+    config = load_model("wan2.1-1.3b-self-forcing")
+    whole = plan(config.model_copy(update={"decode_frames": None}))
+    assert whole.io - plan(config).io == 8 * 480 * 832 * 3 - 8  # less the number of the latent frame

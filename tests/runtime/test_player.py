@@ -1,0 +1,66 @@
+"""Playing a stream into a sink: when later prompts take hold, and what the summary says."""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from rtgen.runtime.adaptive import PassCount
+from rtgen.runtime.player import play
+
+
+class Pipeline:
+    """Chunks of 12 frames whose red level is the number of the prompt that they were made under."""
+
+    backend_name, device = "onnxruntime", "CPU"
+
+    def __init__(self):
+        model = SimpleNamespace(default_size=(16, 16), frames_per_second=16)
+        self.manifest, self.passes = SimpleNamespace(model=model), PassCount(levels=4)
+        self.prompts, self.made, self.budgets = [], [], []
+        self.warnings = ()
+
+    @property
+    def prompt(self):
+        return self.prompts[-1]
+
+    @prompt.setter
+    def prompt(self, text):
+        self.prompts.append(text)
+
+    def stream(self, prompt, *, seed, frames, size, error_budget):
+        self.prompt = prompt
+        self.budgets.append(error_budget)
+        return self._chunks(frames)
+
+    def _chunks(self, frames):
+        while frames > 0:
+            self.warnings = (f"does not know {self.prompt}",)
+            self.made.append(self.prompt)
+            self.passes.chunks += 1
+            self.passes.passes += 3
+            yield np.zeros((min(frames, 12), 16, 16, 3), np.uint8)
+            frames -= 12
+
+
+def played(tmp_path, frames, **options):
+    pipeline = Pipeline()
+    summary = play(pipeline, str(tmp_path / "frames") + "/", "first", 0, frames, None, lambda *_: None, **options)
+    return pipeline, summary
+
+
+def test_a_later_prompt_holds_from_the_first_chunk_after_its_frames(tmp_path):
+    pipeline, summary = played(tmp_path, 60, then=[(36, "third"), (13, "second"), (600, "never")])
+    assert pipeline.made == ["first", "first", "second", "third", "third"]
+    assert summary.frames == 60 and len(list((tmp_path / "frames").iterdir())) == 60
+    assert summary.warnings == tuple(f"does not know {name}" for name in ("first", "second", "third"))
+
+
+def test_of_two_prompts_due_at_once_the_later_one_holds(tmp_path):
+    pipeline, _ = played(tmp_path, 24, then=[(5, "second"), (12, "third")])
+    assert pipeline.made == ["first", "third"]
+
+
+def test_the_summary_counts_passes_and_the_budget_reaches_the_stream(tmp_path):
+    pipeline, summary = played(tmp_path, 24, error_budget=0.1)
+    assert pipeline.budgets == [0.1]
+    assert (summary.denoise_passes, summary.saved_passes) == (3.0, 0.25)
