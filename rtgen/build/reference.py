@@ -93,13 +93,13 @@ def _load(graph: Path, weights: Path) -> Any:
     # The weights are not beside the graph, which is a stage of the store; they are read from where they are.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights.absolute()))
     try:
-        return onnxruntime.InferenceSession(_standard(graph), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(standard(graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # every failure of the library is its own class, derived from Exception
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BuildError(f"ONNX Runtime cannot load {graph.name}: {reason}", hint="rtgen doctor") from error
 
 
-def _standard(graph: Path) -> bytes:
+def standard(graph: Path) -> bytes:
     """The graph with every plugin's own body, which any compiler executes; those for TensorRT are changed."""
     import onnx_ir as ir
 
