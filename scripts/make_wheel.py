@@ -22,9 +22,17 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "configs", "plugins", "rtgen")
 """What the wheel is made of; no .gitignore, since the build leaves out what that names."""
 
+LEFT_OUT = ("__pycache__", "*.pyc", "classifier.onnx")
 MODEL = "postcard"
-TARGETS = ("rtx4080-laptop", "cpu")
-"""GPUs whose graphs are carried: all with TensorRT share those of the first, all others those of the second."""
+CARRIED = {
+    "fp16": "rtx4080-laptop",
+    "int4": "rtx4080-laptop",
+    "nvfp4": "rtx5090",
+    "fp32": "cpu",
+    "int8-cpu": "cpu",
+}
+"""Recipes whose graphs are carried, with what they quantized, and a GPU of each; other GPUs share them. They are the
+defaults of all targets but h100 and h200, which need an extra anyway, and what quantizes nothing."""
 
 
 def make_wheel(output: Path) -> Path:
@@ -40,12 +48,12 @@ def make_wheel(output: Path) -> Path:
 
 
 def copy_sources(tree: Path) -> None:
-    """Copy what the wheel is made of. Stages that someone put into the source tree are left out."""
+    """Copy what the wheel is made of. Stages and a classifier in the source tree are left out."""
     tree.mkdir()
     for name in SOURCES:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+            shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
         elif source.is_file():
             shutil.copyfile(source, tree / name)
     shutil.rmtree(tree / "rtgen" / "bundled" / "stages", ignore_errors=True)
@@ -55,7 +63,10 @@ def copy_sources(tree: Path) -> None:
 
 
 def bundle_stages(store: Path) -> None:
-    """Export the bundled model into ``store`` and copy the graphs into the package that is imported: the copy's."""
+    """Export and quantize the bundled model in ``store``, and copy the graphs into the imported package, a copy.
+
+    Quantized weights lie beside the graphs.
+    """
     from rtgen.build.request import BuildRequest
     from rtgen.build.toolchain import RECORD, bundled_stages, installed_toolchain
     from rtgen.build.walk import export
@@ -64,8 +75,8 @@ def bundle_stages(store: Path) -> None:
     bundled = bundled_stages()
     if bundled.is_relative_to(ROOT):
         raise RuntimeError(f"the stages would be written into the source tree: {bundled}")
-    for gpu in TARGETS:
-        graphs = export(BuildRequest(gpu, MODEL, store=store), SilentProgress())
+    for recipe, gpu in CARRIED.items():
+        graphs = export(BuildRequest(gpu, MODEL, recipe, store=store), SilentProgress())
         shutil.copytree(graphs, bundled / graphs.parent.name / graphs.name)
     versions = json.dumps(installed_toolchain(with_modelopt=True), indent=1)
     (bundled / RECORD).write_text(versions + "\n", encoding="utf-8")

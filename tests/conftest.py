@@ -115,10 +115,12 @@ class Tiny:
         return ModelConfig.model_validate(tomllib.loads(CONFIGS[self.name]))
 
     def request(self, gpu: str = "cpu", **fields: Any) -> Any:
-        """A build request for the model, into the shared store unless ``store`` says otherwise."""
+        """A build request for the model, into the shared store and unquantized unless ``fields`` say otherwise."""
         from rtgen.build.request import BuildRequest
 
-        return BuildRequest(gpu, **({"model": self.name, "weights": self.weights, "store": self.store} | fields))
+        recipe = "fp32" if gpu == "cpu" else "fp16"
+        usual = {"model": self.name, "weights": self.weights, "store": self.store, "recipe": recipe}
+        return BuildRequest(gpu, **(usual | fields))
 
     def build(self) -> Any:
         """The outcome of building the model for the processor into the shared store."""

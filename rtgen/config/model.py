@@ -174,7 +174,7 @@ class CalibrationConfig(Section):
 
     prompts: str = Field(default="general", pattern=r"^[a-z0-9][a-z0-9.-]*$")
     """A file of ``configs/calibration``, one prompt a line; each is a stream. ``--calib-prompts`` names another."""
-    chunks: tuple[int, ...] = Field(default=(0, 1, 5), min_length=1)
+    chunks: tuple[int, ...] = Field(default=(0, 1, 4), min_length=1)
     """Chunks of a stream whose passes are recorded: early ones, and late ones that see a ring which turned over."""
     size: Size | None = None
     """Frame size of the streams; the model's default size unless given."""

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 Advance = Callable[[float, str], None]
 """Told the fraction that is done and what comes next."""
 
-ROWS: Final = 12_288
+ROWS: Final = 8192
 """Rows of each layer's input, from all recorded passes, that quantization works with."""
 PROBES: Final = 3
 """Streams on whose last recorded chunk the layers' effect on their block is measured."""

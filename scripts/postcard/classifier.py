@@ -326,12 +326,12 @@ def train(
     averaged = AveragedWeights({"classifier": model}, decay=0.995)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.02)
     source = ClipSource(min(pool, RENDERED_AT_ONCE), CLIP_FRAMES, _RENDERED_AT, seed + 77, device)
-    clips = Pool(pool, labelled_clips(source), source.batch)
+    clips = Pool(pool, labelled_clips(source), source.batch, first=min(pool, 256))
     # Processors without bfloat16 instructions are slower with it.
     quick = device.type == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     step, saved, right = 0, 0.0, torch.zeros(len(ATTRIBUTES), device=device)
     while not clock.over:
-        if step % 16 == 0:
+        if step % 32 == 0:
             clips.refresh()
         pairs, labels, where = training_batch(clips.draw(batch))
         set_rate([optimizer], 2e-3 * learning_rate_factor(step, clock.fraction, warmup_steps=50, decay_from=0.4))

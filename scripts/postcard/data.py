@@ -24,27 +24,33 @@ Item = dict[str, Tensor]
 
 
 class Pool:
-    """A fixed number of items on the device. Each refresh replaces the oldest; each draw picks at random."""
+    """A bounded number of items on the device. Each refresh adds some, or replaces the oldest; draws pick at random."""
 
-    def __init__(self, capacity: int, make: Callable[[int], Item], batch: int) -> None:
+    def __init__(self, capacity: int, make: Callable[[int], Item], batch: int, *, first: int | None = None) -> None:
+        """``first``: items to begin with, all of them unless given."""
         self.make, self.batch, self.made = make, batch, 0
-        first = make(0)
-        self.items = {
-            name: value.new_empty((capacity // batch * batch, *value.shape[1:])) for name, value in first.items()
-        }
-        self.capacity = capacity // batch * batch
-        for _ in range(self.capacity // batch):
+        self.capacity = max(1, capacity // batch) * batch
+        self.items: Item = {}
+        for _ in range(max(1, (first or self.capacity) // batch)):
             self.refresh()
 
+    @property
+    def held(self) -> int:
+        """Items that can be drawn."""
+        return min(self.made * self.batch, self.capacity)
+
     def refresh(self) -> None:
-        """Replace the oldest ``batch`` items."""
+        """Add ``batch`` items, in place of the oldest when all places are taken."""
         at = self.made * self.batch % self.capacity
-        for name, value in self.make(self.made).items():
+        made = self.make(self.made)
+        for name, value in made.items():
+            if name not in self.items:
+                self.items[name] = value.new_empty((self.capacity, *value.shape[1:]))
             self.items[name][at : at + self.batch] = value
         self.made += 1
 
     def draw(self, count: int) -> Item:
-        rows = torch.randint(self.capacity, (count,), device=next(iter(self.items.values())).device)
+        rows = torch.randint(self.held, (count,), device=next(iter(self.items.values())).device)
         return {name: value[rows] for name, value in self.items.items()}
 
 

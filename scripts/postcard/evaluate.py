@@ -1,7 +1,7 @@
 """Judge the trained torch models on prompts that training never saw: one command, a few minutes on one GPU.
 
     python -m scripts.postcard.evaluate --student runs/student --teacher runs/denoiser \\
-        --autoencoder runs/autoencoder --classifier runs/classifier --out runs/evaluation
+        --autoencoder runs/decoder --guidance 2 --out runs/evaluation
 
 Every held-out scene is streamed for 30 seconds by the few-step student, by its many-step teacher, and by the teacher
 in as few steps as the student. `scripts.postcard.classifier` reads the attributes of the first and the last five
@@ -46,7 +46,7 @@ from scripts.postcard.rollout import (
     shipped_sampling,
 )
 from scripts.postcard.targets import Report, check_targets
-from scripts.postcard.training import postcard_config
+from scripts.postcard.training import KEPT, postcard_config
 
 SCHEMA = "postcard.evaluation/2"
 PARTS = ("switch", "adaptive", "undistilled")
@@ -198,7 +198,7 @@ def teacher_streams(evaluation: Evaluation, teacher: Parts, settings: Settings) 
 def adaptive_streams(
     evaluation: Evaluation, student: Parts, sampling: Sampling, fixed: Recording
 ) -> Iterator[dict[str, Any]]:
-    """The student, which may stop before the last pass, for each budget; compared with the same noise in all passes."""
+    """The student leaving out passes in the middle, for each budget, held against the same noise in all passes."""
     for budget in evaluation.settings.budgets:
         plan = partial(WithinBudget, sampling=sampling, budget=budget)
         entry, recording, _ = evaluation.streamed(f"budget {budget:g}", student, sampling, plan)
@@ -250,7 +250,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--autoencoder", type=Path, required=True, help="folder with an autoencoder, or its decoder")
     parser.add_argument("--student", type=Path, required=True, help="folder with denoiser and text encoder to judge")
     parser.add_argument("--teacher", type=Path, help="folder with those that the student was distilled from")
-    parser.add_argument("--classifier", type=Path, required=True, help="folder that scripts.postcard.classifier wrote")
+    parser.add_argument("--classifier", type=Path, default=KEPT, help="folder that scripts.postcard.classifier wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder for report.json")
     parser.add_argument("--count", type=int, default=Settings.count, help="held-out scenes, at least 2")
     parser.add_argument("--seconds", type=float, default=Settings.seconds, help="of every stream, at least 5")

@@ -1,6 +1,6 @@
 """Judge a built package of the bundled model: does a clip show what its prompt asks for?
 
-    python -m scripts.postcard.evaluate_package --package engines/postcard/cpu/KEY --classifier runs/classifier
+    python -m scripts.postcard.evaluate_package --package engines/postcard/cpu/KEY
 
 Clips come from the runtime that users run, one after the other, prompts from the test split, and
 `scripts.postcard.classifier` reads their attributes back. It reads fresh renders of the same scenes too: no generator
@@ -27,6 +27,7 @@ from scripts.postcard.judging import Reading, accuracy, join_readings, misread, 
 from scripts.postcard.recording import Recording, record
 from scripts.postcard.render import FRAME_RATE, render
 from scripts.postcard.results import accuracy_table
+from scripts.postcard.training import KEPT
 
 SCHEMA = "postcard.package-evaluation/1"
 
@@ -88,7 +89,7 @@ def judge(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--package", type=Path, required=True, help="folder that `rtgen build` made")
-    parser.add_argument("--classifier", type=Path, required=True, help="folder that scripts.postcard.classifier wrote")
+    parser.add_argument("--classifier", type=Path, default=KEPT, help="folder that scripts.postcard.classifier wrote")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=5.0, help="of a clip; its last 5 count")
     parser.add_argument("--seed", type=int, default=0)

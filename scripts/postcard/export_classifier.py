@@ -1,6 +1,6 @@
 """Write the attribute classifier as an ONNX file, which the fidelity report reads clips with.
 
-    python -m scripts.postcard.export_classifier --classifier runs/classifier
+    python -m scripts.postcard.export_classifier
 
 The file takes clips as they are, uint8 [B, 80, 3, H, W] of any size, and returns class indices int64 [B, 7] in the
 order of the grammar: choosing frames, making them smaller and averaging answers are part of it. Weights are float16, as
@@ -27,6 +27,7 @@ from scripts.postcard.classifier import (
     load_classifier,
     pair_starts,
 )
+from scripts.postcard.training import KEPT
 
 FILE = "classifier.onnx"
 OPSET = 20
@@ -118,7 +119,7 @@ def write(model: ir.Model, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--classifier", type=Path, required=True, help="folder that scripts.postcard.classifier wrote")
+    parser.add_argument("--classifier", type=Path, default=KEPT, help="folder that scripts.postcard.classifier wrote")
     parser.add_argument("--out", type=Path, default=bundled_directory("postcard") / FILE)
     arguments = parser.parse_args()
     write(export(load_classifier(arguments.classifier, torch.device("cpu"))), arguments.out)

@@ -25,6 +25,7 @@ from rtgen.models.autoencoder import Autoencoder
 from scripts.postcard.data import RENDERED_AT_ONCE, ClipSource, Pool, to_signed
 from scripts.postcard.distributed import Group, join
 from scripts.postcard.grammar import held_out_scenes, random_scene
+from scripts.postcard.muon import StackedMuon
 from scripts.postcard.render import render_indices
 from scripts.postcard.training import (
     AveragedWeights,
@@ -33,7 +34,6 @@ from scripts.postcard.training import (
     Log,
     learning_rate_factor,
     load_weights,
-    muon,
     postcard_config,
     save_weights,
     set_rate,
@@ -146,7 +146,7 @@ class Trained:
         self.kernels = KernelMatrices(value for name, value in named.items() if is_kernel(name, value))
         others = [value for name, value in named.items() if not is_kernel(name, value)]
         self.optimizers = [
-            muon(self.kernels.matrices, rate=RATE, weight_decay=0.0),
+            StackedMuon(self.kernels.matrices, rate=RATE, weight_decay=0.0),
             torch.optim.AdamW(others, lr=RATE, betas=(0.9, 0.99), weight_decay=0.0, fused=group.device.type == "cuda"),
         ]
         self.averaged = AveragedWeights({"autoencoder": self.model}, decay=0.999)
@@ -169,14 +169,14 @@ class Trained:
         self.averaged.update(count)
 
 
-def reconstruction_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
+def reconstruction_loss(decoded: Tensor, pixels: Tensor, psnr_weight: float) -> Tensor:
     """Absolute error, its neighbouring differences, and each clip's squared error in the logarithm.
 
     The last is PSNR up to a factor: an easy clip has as much to gain from a halved error as a hard one.
     """
     error = decoded - pixels
     logarithm = (error.square().mean(dim=(1, 2, 3, 4)) + 1e-5).log().mean()
-    return error.abs().mean() + 0.1 * logarithm + 0.25 * difference_loss(decoded, pixels)
+    return error.abs().mean() + psnr_weight * logarithm + 0.25 * difference_loss(decoded, pixels)
 
 
 def train(arguments: argparse.Namespace, group: Group) -> None:
@@ -212,8 +212,8 @@ def train(arguments: argparse.Namespace, group: Group) -> None:
         set_rate(trained.optimizers, RATE * factor)
         with torch.autocast(device.type, torch.bfloat16):
             halves = trained.compiled if size == SIZES[0] else trained.eager
-            decoded, divergence = reconstruct(halves, pixels, noise=0.1, frozen=trained.frozen)
-        loss = reconstruction_loss(decoded, pixels) + 3e-5 * divergence
+            decoded, divergence = reconstruct(halves, pixels, arguments.noise, frozen=trained.frozen)
+        loss = reconstruction_loss(decoded, pixels, arguments.psnr_weight) + 3e-5 * divergence
         trained.step(loss, group, step)
         step += 1
         if group.is_first and (step % 200 == 0 or step == 20):
@@ -262,6 +262,8 @@ def main() -> None:
     parser.add_argument(
         "--freeze-encoder", action="store_true", help="train the decoder alone; latents stay as they are"
     )
+    parser.add_argument("--noise", type=float, default=0.1, help="most noise on latents, in deviations of a channel")
+    parser.add_argument("--psnr-weight", type=float, default=0.1, help="of the logarithm of the squared error")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     train(parser.parse_args(), join())
 

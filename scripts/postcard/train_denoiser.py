@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 
 from rtgen.config.model import ModelConfig
 from rtgen.models.dit import CausalVideoDiT
@@ -43,6 +44,8 @@ from scripts.postcard.training import (
 
 FRAMES = 84
 """Of a training clip: 21 latent frames, 7 chunks."""
+FIRST_CLIPS = 512
+"""Clips that a training begins with; the pool fills while it goes on."""
 SUBJECT_WEIGHT = 4.0
 FIRST_CHUNK_WEIGHT = 2.0
 CONTEXT_NOISE = 0.15
@@ -58,32 +61,29 @@ RESAMPLED_FROM, RESAMPLED_EVERY = 0.35, 2
 class TeacherForcing:
     """Attention over [clean | noisy] copies of ``chunks`` chunks, each chunk reaching ``window`` chunks with its own.
 
-    Keys are gathered per chunk into [past | own], so that plain attention does no work outside the window.
+    Block-sparse: chunks that a query cannot see cost nothing, and no window is ever gathered.
     """
 
     def __init__(self, chunks: int, chunk_tokens: int, window: int, device: torch.device) -> None:
-        self.chunks, self.chunk_tokens = chunks, chunk_tokens
-        past = torch.arange(chunks, device=device)[:, None] - torch.arange(window - 1, 0, -1, device=device)
-        self.past = past.clamp(min=0)
-        reachable = torch.cat([past >= 0, torch.ones(chunks, 1, dtype=torch.bool, device=device)], dim=1)
-        self.mask = reachable.repeat_interleave(chunk_tokens, dim=1)[None, :, None, None, :]
+        tokens = chunks * chunk_tokens
 
-    def gather(self, x: Tensor) -> Tensor:
-        """Clean and noisy keys [B, H, 2 * T, D] to windows [B, 2, chunks, H, window tokens, D]."""
-        batch, heads, _, dim = x.shape
-        split = x.view(batch, heads, 2, self.chunks, self.chunk_tokens, dim)
-        past = split[:, :, 0][:, :, self.past].flatten(3, 4)  # [B, H, chunks, past tokens, D]
-        past = past.unsqueeze(2).expand(-1, -1, 2, -1, -1, -1)
-        return torch.cat([past, split], dim=4).permute(0, 2, 3, 1, 4, 5)
+        def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            at, of = query % tokens // chunk_tokens, key % tokens // chunk_tokens
+            is_past = (key < tokens) & (of < at) & (of > at - window)
+            return is_past | ((query // tokens == key // tokens) & (of == at))
+
+        shape = (2 * tokens, 2 * tokens)
+        self.blocks = create_block_mask(visible, None, None, *shape, device=device)
+        self.fused = torch.compile(flex_attention)
+        # On processors, block-sparse attention has no gradients.
+        self.mask = None if device.type == "cuda" else create_mask(visible, None, None, *shape, device=device)
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        batch, heads, _, dim = query.shape
-        queries = query.view(batch, heads, 2, self.chunks, self.chunk_tokens, dim).permute(0, 2, 3, 1, 4, 5)
-        keys, values = self.gather(key).flatten(0, 2), self.gather(value).flatten(0, 2)
-        mask = self.mask.expand(2 * batch, -1, -1, -1, -1).flatten(0, 1)
-        y = F.scaled_dot_product_attention(queries.flatten(0, 2), keys, values, attn_mask=mask)
-        y = y.view(batch, 2, self.chunks, heads, self.chunk_tokens, dim)
-        return y.permute(0, 3, 1, 2, 4, 5).reshape(batch, heads, -1, dim)
+        if self.mask is not None:
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask)
+        attended = self.fused(query.to(value.dtype), key.to(value.dtype), value, block_mask=self.blocks)
+        assert isinstance(attended, Tensor)
+        return attended
 
 
 class Generator(nn.Module):
@@ -192,7 +192,7 @@ def make_pool(config: ModelConfig, autoencoder: Path, capacity: int, seed: int, 
 
     source = ClipSource(RENDERED_AT_ONCE, FRAMES, config.resolution.default, seed, device)
     make = latent_items(source, encode_pixels, build_tokenizer(), config.text_encoder.max_tokens)
-    return Pool(capacity, make, source.batch)
+    return Pool(capacity, make, source.batch, first=min(capacity, FIRST_CLIPS))
 
 
 def make_generator(config: ModelConfig, device: torch.device, frames: int = FRAMES) -> Generator:
@@ -270,7 +270,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=45.0)
     parser.add_argument("--batch", type=int, default=48, help="clips a step and GPU")
     parser.add_argument("--pool", type=int, default=2048, help="clips kept on the device")
-    parser.add_argument("--refresh-every", type=int, default=16, help="steps between new batches of 64 clips")
+    parser.add_argument("--refresh-every", type=int, default=32, help="steps between new batches of 64 clips")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +14,10 @@ from torch import Tensor, nn
 
 from rtgen.config.load import load_model
 from rtgen.config.model import ModelConfig
+from scripts.postcard.muon import StackedMuon
+
+KEPT = Path(__file__).with_name("weights")
+"""What training and evaluation go on from and the package does not ship: the encoder, the classifier."""
 
 
 def postcard_config() -> ModelConfig:
@@ -114,10 +118,7 @@ class Log:
 
 
 def optimizers(modules: Iterable[nn.Module], *, rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of transformer blocks and the kernels of convolutions, AdamW for everything else.
-
-    Muon's step is scaled to AdamW's root mean square (Moonlight, arXiv 2502.16982), so that one rate serves both.
-    """
+    """Muon for the matrices of transformer blocks, AdamW for everything else, at one rate."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for module in modules:
@@ -128,12 +129,8 @@ def optimizers(modules: Iterable[nn.Module], *, rate: float, weight_decay: float
         torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=others[0].is_cuda)
     ]
     if matrices:
-        found.append(muon(matrices, rate=rate, weight_decay=weight_decay))
+        found.append(StackedMuon(matrices, rate=rate, weight_decay=weight_decay))
     return found
-
-
-def muon(matrices: Sequence[nn.Parameter], *, rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    return torch.optim.Muon(matrices, lr=rate, momentum=0.95, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 
 
 class KernelMatrices:

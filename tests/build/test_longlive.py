@@ -76,7 +76,7 @@ def world(tiny_models, tmp_path_factory):
     modules = tiny.modules()
     (root / "files").mkdir()
     merged = publish(modules, tiny.weights / "tokenizer.json", root / "files")
-    request = BuildRequest("cpu", "tiny-longlive", None, (), root / "files", root / "store")
+    request = BuildRequest("cpu", "tiny-longlive", "fp32", (), root / "files", root / "store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RTGEN_CONFIGS", str(root / "configs"))
         yield SimpleNamespace(request=request, modules=modules, merged=merged, config=load_model("tiny-longlive"))
@@ -132,7 +132,7 @@ def test_both_files_are_needed_and_the_adapters_bytes_are_in_the_key(world, outc
     for file in world.request.weights.rglob("*"):
         if file.is_file() and file.name != "lora.pt":
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    request = BuildRequest("cpu", world.request.model, None, (), tmp_path, world.request.store)
+    request = BuildRequest("cpu", world.request.model, "fp32", (), tmp_path, world.request.store)
     with pytest.raises(CheckpointError, match=r"longlive_base\.pt and models/lora\.pt of Efficient-Large-Model"):
         package_key(request)
     content = torch.load(world.request.weights / "longlive_models/models/lora.pt", weights_only=True)

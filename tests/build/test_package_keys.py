@@ -27,6 +27,7 @@ class World:
         for folder, name in (("gpus", "cpu"), ("recipes", "fp32")):
             (self.configs / folder).mkdir()
             shutil.copy(data_directory("configs") / folder / f"{name}.toml", self.configs / folder)
+        self.replace("gpus/cpu", 'default_recipe = "int8-cpu"', 'default_recipe = "fp32"')
         self.weights = root / "weights"
         shutil.copytree(tiny.weights, self.weights)
         monkeypatch.setenv("RTGEN_CONFIGS", str(self.configs))
@@ -107,7 +108,7 @@ SAME = {
     "time": at_another_time,
     "force": lambda world: {"force": True},
     "place of the weights": moved_weights,
-    "name of the recipe, given": lambda world: {"recipe": "fp32"},
+    "name of the recipe, left out": lambda world: {"recipe": None},
     "title of the model": lambda world: world.replace("models/tiny", "A model for tests", "A model"),
     "title of the GPU": lambda world: world.replace("gpus/cpu", "8 cores", "4 cores"),
     "title of the recipe": lambda world: world.replace("recipes/fp32", "FP32 weights", "Weights"),

@@ -44,7 +44,7 @@ def world(tiny_models, tmp_path_factory):
     publish(tiny.modules(), tiny.weights / "tokenizer.json", root / "files")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RTGEN_CONFIGS", str(root / "configs"))
-        yield BuildRequest("cpu", "tiny-published", None, (), root / "files", root / "store")
+        yield BuildRequest("cpu", "tiny-published", "fp32", (), root / "files", root / "store")
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +75,11 @@ def test_any_byte_of_any_file_is_in_the_key(outcome, world, tmp_path):
             (copy / file).write_bytes((world.weights / file).read_bytes())
         with (copy / name).open("ab") as stream:
             stream.write(b" ")
-        assert package_key(BuildRequest("cpu", world.model, None, (), copy, world.store)) != outcome.key
+        assert package_key(BuildRequest("cpu", world.model, "fp32", (), copy, world.store)) != outcome.key
 
 
 def test_missing_and_misfit_files_are_refused_before_anything_is_written(world, tmp_path):
-    request = BuildRequest("cpu", world.model, None, (), tmp_path, tmp_path / "store")
+    request = BuildRequest("cpu", world.model, "fp32", (), tmp_path, tmp_path / "store")
     with pytest.raises(CheckpointError, match=r"models_t5_umt5-xxl-enc-bf16\.pth of Wan-AI"):
         build(request, SilentProgress())
     for file in WAN_FILES:
