@@ -5,8 +5,9 @@ Recipes that are calibrated share the streams of a model, and GPUs share both st
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from rtgen.build.plan import BuildPlan
@@ -14,6 +15,35 @@ if TYPE_CHECKING:
 
 STREAMS = "calibration"
 CODES = "codes"
+
+LONG: Final = 900.0
+"""Seconds of recording above which a note says how long it will take, as on a processor with a large model."""
+
+
+class Forecast:
+    """Reports progress of the recording, and once, when a part is done, what all of it takes if that is long."""
+
+    def __init__(self, progress: Progress, place: str) -> None:
+        """``place``: what the streams are computed on, for people."""
+        self._progress, self._place = progress, place
+        self._began, self._said = time.monotonic(), False
+
+    def advance(self, fraction: float, detail: str) -> None:
+        self._progress.update(STREAMS, fraction, detail)
+        if fraction <= 0 or self._said:
+            return
+        self._said = True
+        expected = (time.monotonic() - self._began) / fraction
+        if expected > LONG:
+            self._progress.note(
+                f"recording streams for calibration will take about {_spoken(expected)} on {self._place}; a CUDA GPU "
+                "is much faster, and recipes that round to nearest (such as int4-weights) record nothing"
+            )
+
+
+def _spoken(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes} minutes" if minutes < 120 else f"{round(minutes / 60)} hours"
 
 
 def make_streams(plan: BuildPlan, folder: Path, progress: Progress) -> None:
@@ -31,11 +61,8 @@ def make_streams(plan: BuildPlan, folder: Path, progress: Progress) -> None:
     contexts = encode_prompts(plan.model, plan.weights, plan.calibration_prompts, device, progress.note)
     module, _ = load("denoiser", plan.model, plan.weights, "float16")
     layered = LayeredDenoiser(module, device, resident=True)  # type: ignore[arg-type]  # the denoiser's class
-
-    def advance(fraction: float, detail: str) -> None:
-        progress.update(STREAMS, fraction, detail)
-
-    record_streams(plan.model, model_entry(plan), layered, contexts, device, advance).write(folder)
+    forecast = Forecast(progress, "the GPU" if device.name.startswith("cuda") else "this processor")
+    record_streams(plan.model, model_entry(plan), layered, contexts, device, forecast.advance).write(folder)
 
 
 def make_codes(plan: BuildPlan, streams: Path | None, folder: Path, progress: Progress) -> None:

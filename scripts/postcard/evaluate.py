@@ -65,7 +65,7 @@ class Settings:
     batch: int = 200
     teacher_steps: int = 50
     guidance: float = 1.0
-    budgets: tuple[float, ...] = (0.05, 0.1, 0.2)
+    budgets: tuple[float, ...] = (0.01, 0.02, 0.05)
     parts: tuple[str, ...] = PARTS
 
 
