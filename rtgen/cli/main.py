@@ -16,6 +16,11 @@ COMMANDS = {
     "export": Lazy("rtgen.cli.export", "export", "Write the ONNX files of a model, before compilation."),
     "quantize": Lazy("rtgen.cli.quantize", "quantize", "Quantize a model, and show what was decided for each layer."),
     "verify": Lazy("rtgen.cli.verify", "verify", "Compare what a package computes with ONNX Runtime on the processor."),
+    "estimate": Lazy(
+        "rtgen.cli.estimate",
+        "estimate",
+        "Predict the speed, memory and power of a model on a GPU, and what would lift it.",
+    ),
     "doctor": Lazy("rtgen.cli.doctor", "doctor", "Show what works on this machine, and how to fix what does not."),
     "gpu": Lazy("rtgen.cli.gpu", "gpu", "List and show the GPUs that packages are built for."),
     "model": Lazy("rtgen.cli.model", "model", "List and show the models."),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rtgen.progress import Progress
 
 DEFAULT_SECONDS = 5.0
+PACES = ("fastest", "realtime")
 EXAMPLE = 'rtgen run --prompt "a red hot air balloon over the mountains at sunset"'
 
 
@@ -50,6 +51,10 @@ def _video_on_stdout(ctx: click.Context, parameter: click.Parameter, value: str 
     "--error-budget", metavar="E", type=float, default=0.0, show_default=True,
     help="Leave out denoise passes that change a chunk by at most E, such as 0.05.",
 )  # fmt: skip
+@click.option(
+    "--pace", type=click.Choice(PACES), default=PACES[0], show_default=True,
+    help="As fast as it can, or at the model's frame rate: then a late stream sheds passes before it drops frames.",
+)  # fmt: skip
 @click.option("--no-build", is_flag=True, help="Fail if the package is missing, instead of building it.")
 def run(
     output: Output,
@@ -68,6 +73,7 @@ def run(
     destination: str | None,
     then: tuple[tuple[float, str], ...],
     error_budget: float,
+    pace: str,
     no_build: bool,
 ) -> Result:
     """Make a video from a prompt.
@@ -86,6 +92,7 @@ def run(
     check_destination(target)
     from rtgen.build.request import BuildRequest
     from rtgen.runtime.adaptive import checked_budget
+    from rtgen.runtime.pace import RealTime
     from rtgen.runtime.player import play
 
     budget = checked_budget(error_budget)
@@ -95,13 +102,17 @@ def run(
         )
         with open_pipeline(request, shape, progress, may_build=not no_build) as pipeline:
             live = _live_line(progress, count)
-            played = play(pipeline, target, text, seed, count, shape, live, error_budget=budget, then=changes)
+            rate = pipeline.manifest.model.frames_per_second
+            paced = RealTime(rate, budget) if pace == "realtime" else None
+            played = play(
+                pipeline, target, text, seed, count, shape, live, error_budget=budget, then=changes, pace=paced
+            )
             package = str(pipeline.package.path)
     summary = dataclasses.asdict(played)
-    data = {**summary, "package": package, "prompt": text, "seed": seed, "error_budget": budget}
+    data = {**summary, "package": package, "prompt": text, "seed": seed, "error_budget": budget, "pace": pace}
     warnings = [f"warning: {warning}" for warning in summary["warnings"]]
     names = [] if target == STANDARD_OUTPUT else [target]
-    return Result(data, lines=names, quiet=names, summary=[*warnings, *_sentences(summary, budget)])
+    return Result(data, lines=names, quiet=names, summary=[*warnings, *_sentences(data)])
 
 
 def _checked_prompt(prompt: str | None) -> str:
@@ -147,10 +158,38 @@ def _prompt_changes(then: tuple[tuple[float, str], ...], model: str) -> list[tup
     return changes
 
 
-def _sentences(run: dict[str, Any], error_budget: float) -> list[str]:
+def _sentences(run: dict[str, Any]) -> list[str]:
     speed = (
         f"{run['frames']} frames in {run['seconds']:.1f} s: {run['fps']:.1f} FPS, first frame after "
         f"{run['time_to_first_frame_s']:.2f} s ({run['backend']}, {run['device']})"
     )
     passes = f"{run['denoise_passes']:.1f} denoise passes a chunk, {run['saved_passes']:.0%} left out"
-    return [speed, passes] if error_budget else [speed]
+    adapts = run["error_budget"] or run["shed_passes"]
+    return [speed, *_steadiness(run), *([passes] if adapts else []), *_real_time(run), *_gpu(run)]
+
+
+def _steadiness(run: dict[str, Any]) -> list[str]:
+    if run["steady_fps"] is None or run["loop_fps"] is None:
+        return []
+    line = f"after the first chunk {run['steady_fps']:.1f} FPS; denoising alone {run['loop_fps']:.1f} FPS"
+    if run["chunk_jitter_p95"] is None:
+        return [line]
+    jitter = f"{run['chunk_jitter_p95']:.2f} (95 %) and {run['chunk_jitter_max']:.2f} (longest) of the median"
+    return [f"{line}; time between chunks {jitter}"]
+
+
+def _real_time(run: dict[str, Any]) -> list[str]:
+    if run["pace"] != "realtime":
+        return []
+    shed, dropped = run["shed_passes"], run["dropped_frames"]
+    return [f"real time: {shed} passes shed, {dropped} frames dropped, {run['paused_s']:.1f} s of pauses"]
+
+
+def _gpu(run: dict[str, Any]) -> list[str]:
+    parts: tuple[tuple[str, Callable[[float], str]], ...] = (
+        ("gpu_memory_bytes", lambda value: f"{value / 2**30:.2f} GiB in use"),
+        ("gpu_power_w", lambda value: f"{value:.0f} W"),
+        ("gpu_utilisation", lambda value: f"{value:.0%} busy"),
+    )
+    known = [text(run[key]) for key, text in parts if run[key] is not None]
+    return [f"GPU: {', '.join(known)}"] if known else []

@@ -65,12 +65,13 @@ class AdaptiveSteps:
     """Chooses the noise levels of chunk after chunk, so that the predicted error of each stays within ``budget``.
 
     The error is the root mean square of the difference, in latent units, between a chunk and what every pass would
-    have made of it, given the same chunks before. Equal changes lead to equal choices.
+    have made of it, given the same chunks before. Equal changes lead to equal choices. Another ``budget`` holds
+    from the next chunk on.
     """
 
     def __init__(self, sigmas: Sequence[float], sampler: Sampler, budget: float) -> None:
         """``sigmas`` are the levels, descending from 1 to above 0. Raises UsageError for an impossible budget."""
-        self._sigmas, self._sampler, self._budget = tuple(sigmas), sampler, checked_budget(budget)
+        self._sigmas, self._sampler, self.budget = tuple(sigmas), sampler, checked_budget(budget)
         self._last = len(self._sigmas) - 1
         self._record: float | None = None
         """Change of x0 for a unit of sigma, over the whole of the last chunk."""
@@ -89,7 +90,7 @@ class AdaptiveSteps:
         """
         if change is None:
             self._rate = None if self._record is None else CAUTION * self._record
-            self._travelled, self._left = 0.0, self._budget
+            self._travelled, self._left = 0.0, self.budget
         else:
             self._rate = change / (self._sigmas[self._level] - self._sigmas[level])
             self._travelled += change

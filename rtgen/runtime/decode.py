@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from rtgen.engine.manifest import Dimension, ModelEntry
 from rtgen.errors import PackageInvalidError
-from rtgen.runtime.session import Session
+from rtgen.runtime.session import Array, Session
 
 Frames = NDArray[np.uint8]
 """RGB, [F, H, W, 3]."""
@@ -36,6 +36,17 @@ class Decoder:
     def decode(self, denoiser: Session) -> Frames:
         """The frames of the chunk that ``denoiser`` just made, without those at the start that do not exist."""
         self.session.copy("latents", denoiser, "denoised")
+        return self._frames()
+
+    def decode_latents(self, latents: Array) -> Frames:
+        """The same from latents on the host, [1, channels, latent frames, height, width] float32.
+
+        They are copied, so the denoiser may go on meanwhile where the backend overlaps.
+        """
+        self.session.write("latents", latents)
+        return self._frames()
+
+    def _frames(self) -> Frames:
         if self._picks is None:
             return self._run()
         parts = []

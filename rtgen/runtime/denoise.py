@@ -1,5 +1,6 @@
 """One chunk of latents: the denoise passes and the clean pass, through the K/V ring."""
 
+import threading
 from collections.abc import Mapping
 
 import numpy as np
@@ -15,6 +16,10 @@ from rtgen.runtime.session import Array, Session
 NOISE = "noise"
 
 
+class StoppedError(Exception):
+    """The chunk in the making is not wanted any more; it never reaches a user."""
+
+
 class Denoiser:
     """Drives a denoiser session (see ``rtgen.export.denoiser`` for what one pass computes).
 
@@ -26,11 +31,23 @@ class Denoiser:
     """
 
     def __init__(
-        self, session: Session, model: ModelEntry, sizes: Mapping[str, int], seed: int, error_budget: float = 0.0
+        self,
+        session: Session,
+        model: ModelEntry,
+        sizes: Mapping[str, int],
+        seed: int,
+        error_budget: float = 0.0,
+        *,
+        adaptive: bool = False,
     ) -> None:
-        """Raises UsageError for an impossible ``error_budget``."""
+        """``adaptive``: whether the budget may change while the stream runs (``steps.budget``), from 0 too.
+
+        Raises UsageError for an impossible ``error_budget``.
+        """
         self.session, self.model, self.seed = session, model, seed
-        self.steps = AdaptiveSteps(model.sigmas, model.sampler, error_budget) if error_budget else None
+        self.steps = AdaptiveSteps(model.sigmas, model.sampler, error_budget) if error_budget or adaptive else None
+        self.stop = threading.Event()
+        """Once set, from any thread: no further pass begins, and the chunk in the making ends with StoppedError."""
         self.passes = PassCount(len(model.sigmas))
         self.ring = RingLayout(model.window, model.sink, model.chunk)
         self.frame_tokens = sizes["rows"] * sizes["columns"]
@@ -54,10 +71,10 @@ class Denoiser:
         self._enter(position)
         self.session.write("clean", np.zeros(self.latent_shape, np.float32))
         self.session.write(NOISE, chunk_noise(self.seed, chunk, 0, self.latent_shape))
-        level = 0
+        level = passes = 0
         while level < len(self.model.sigmas):
             self._run(self.model.sigmas[level])
-            self.passes.passes += 1
+            passes += 1
             self.session.copy("clean", self.session, "denoised")
             level = self._next_level(level)
             if self.model.sampler == "euler":
@@ -66,6 +83,7 @@ class Denoiser:
                 self.session.write(NOISE, chunk_noise(self.seed, chunk, level, self.latent_shape))
         self._run(0.0)
         self.passes.chunks += 1
+        self.passes.passes += passes
         self.written += 1
 
     def refill(self, memory: ChunkMemory) -> None:
@@ -92,6 +110,8 @@ class Denoiser:
             self.session.write(name, np.array([frames * self.frame_tokens], np.int64))
 
     def _run(self, sigma: float) -> None:
+        if self.stop.is_set():
+            raise StoppedError
         self.session.write("sigma", np.array([sigma], np.float32))
         self.session.run()
 

@@ -1,33 +1,50 @@
 """From a prompt to frames: text encoder once, then denoise and decode chunk by chunk. Knows no backend."""
 
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Generator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rtgen.engine.manifest import Manifest, Size
+from rtgen.engine.manifest import Manifest, ModelEntry, Size
 from rtgen.engine.package import Package, open_package
 from rtgen.errors import SizeError, UsageError
-from rtgen.runtime.adaptive import PassCount, checked_budget
+from rtgen.runtime.adaptive import AdaptiveSteps, PassCount, checked_budget
 from rtgen.runtime.backends import open_backend
 from rtgen.runtime.chunk_memory import ChunkMemory
+from rtgen.runtime.chunks import ChunkMaker, ChunksAhead, ChunkSource, MadeChunk
 from rtgen.runtime.decode import Decoder, Frames
-from rtgen.runtime.denoise import Denoiser
+from rtgen.runtime.denoise import Denoiser, StoppedError
 from rtgen.runtime.noise import SEED_LIMIT
 from rtgen.runtime.profiles import choose_profile
-from rtgen.runtime.session import Array, Backend, Session
+from rtgen.runtime.session import Array, Backend, Session, can_overlap
 from rtgen.runtime.text import PromptEncoder
+from rtgen.runtime.timing import StageTimes
 
 
 class Pipeline:
     """An open engine package. Use as a context manager, or call :meth:`close`.
 
-    One stream at a time: starting another ends the one before.
+    One stream at a time: starting another ends the one before. Where the backend overlaps, a stream has a thread that
+    denoises the next chunk while the caller's thread decodes; the frames are the same bits either way.
     """
 
-    def __init__(self, package: Package, backend: Backend, *, remember_prompts: bool = True) -> None:
-        """``remember_prompts``: whether encoded prompts may be kept on the disk (see ``rtgen.runtime.embeddings``)."""
+    def __init__(
+        self, package: Package, backend: Backend, *, remember_prompts: bool = True, overlap: bool | None = None
+    ) -> None:
+        """``remember_prompts``: whether encoded prompts may be kept on the disk (see ``rtgen.runtime.embeddings``).
+
+        ``overlap``: whether to denoise ahead; by default the backend says whether it pays. Raises UsageError where it
+        cannot.
+        """
         self.package, self.backend = package, backend
+        self.overlaps = _overlaps(backend, overlap)
+        """Whether denoising and decoding run at the same time."""
+        self.times = StageTimes()
+        """Time that the stages of the newest stream took so far."""
         self.warnings: tuple[str, ...] = ()
         """What was lost of the last prompt, such as words that the model does not know."""
         self.passes = PassCount(len(package.manifest.model.sigmas))
@@ -36,17 +53,19 @@ class Pipeline:
         self._pending: str | None = None
         self._streams = 0  # started so far; only the newest goes on
         self._text = PromptEncoder(package, backend, remember=remember_prompts)
+        self._source: ChunkSource | None = None  # of the newest stream
+        self._steps: AdaptiveSteps | None = None
         self._denoiser: Session = backend.open("denoiser")
         self._decoder = Decoder(backend.open("decoder"), package.manifest.model)
 
     @classmethod
-    def open(cls, package: Path | str, backend: str = "auto") -> Self:
-        """Verify and load a package folder.
+    def open(cls, package: Path | str, backend: str = "auto", *, overlap: bool | None = None) -> Self:
+        """Verify and load a package folder. ``overlap`` as above.
 
         Raises PackageInvalidError, PackageMismatchError, NoGpuError, MemoryPlanError or UsageError.
         """
         opened = open_package(Path(package))
-        return cls(opened, open_backend(opened, backend))
+        return cls(opened, open_backend(opened, backend), overlap=overlap)
 
     @property
     def manifest(self) -> Manifest:
@@ -79,12 +98,15 @@ class Pipeline:
         frames: int | None = None,
         size: Size | None = None,
         error_budget: float = 0.0,
-    ) -> Iterator[Frames]:
+        adaptive: bool = False,
+    ) -> Generator[Frames, None, None]:
         """Chunks of frames, uint8 RGB [F, H, W, 3], until ``frames`` are made; without ``frames`` it never ends.
 
         The same package, backend, prompt, seed, size and budget give the same bits. ``size`` is (height, width).
         ``error_budget`` is what leaving out denoise passes may change in a chunk: root mean square, in latent units
-        (see ``rtgen.runtime.adaptive``); with 0 every pass runs.
+        (see ``rtgen.runtime.adaptive``); with 0 every pass runs. ``adaptive``: whether
+        :attr:`error_budget` may be raised from 0 while the stream runs.
+        Close the iterator to end the stream early; nothing is left running.
         Raises PromptError, SizeError or UsageError at once, before the first chunk is asked for.
         """
         if not 0 <= seed < SEED_LIMIT:
@@ -94,10 +116,25 @@ class Pipeline:
         sizes = self._sizes(size or self.manifest.model.default_size)
         checked_budget(error_budget)
         context = self._encode(prompt)
-        return self._chunks(context, seed, frames, sizes, error_budget)
+        return self._chunks(context, frames, seed, sizes, error_budget, adaptive)
+
+    @property
+    def error_budget(self) -> float:
+        """Of the newest stream. Assigning another holds from the next chunk on that is begun.
+
+        Raises UsageError for an impossible one, and in a stream whose steps are fixed.
+        """
+        return 0.0 if self._steps is None else self._steps.budget
+
+    @error_budget.setter
+    def error_budget(self, budget: float) -> None:
+        if self._steps is None:
+            raise UsageError("the steps of this stream are fixed", hint="start it with adaptive=True")
+        self._steps.budget = checked_budget(budget)
 
     def close(self) -> None:
-        """Release the sessions and their memory. Idempotent."""
+        """End the stream, and release the sessions and their memory. Idempotent."""
+        self._end_stream()
         self.backend.close()
 
     def __enter__(self) -> Self:
@@ -129,29 +166,60 @@ class Pipeline:
         return context
 
     def _chunks(
-        self, context: Array, seed: int, frames: int | None, sizes: dict[str, int], error_budget: float
-    ) -> Iterator[Frames]:
+        self, context: Array, frames: int | None, seed: int, sizes: dict[str, int], budget: float, adaptive: bool
+    ) -> Generator[Frames, None, None]:
+        self._end_stream()
+        mine, made = self._streams, 0
+        denoiser = Denoiser(self._denoiser, self.manifest.model, sizes, seed, budget, adaptive=adaptive)
+        with closing(self._start(context, frames, denoiser, sizes)) as source:
+            while self._streams == mine and (frames is None or made < frames):
+                pending = self._pending
+                if pending is not None:
+                    source.switch(partial(self._encode, pending))
+                try:
+                    latents = source.take()
+                except StoppedError:  # another thread ended the stream
+                    return
+                picture = self._decode(latents)
+                if frames is not None:
+                    picture = picture[: frames - made]
+                made += len(picture)
+                yield picture
+
+    def _start(self, context: Array, frames: int | None, denoiser: Denoiser, sizes: dict[str, int]) -> ChunkSource:
+        """Both halves of a stream, at its beginning."""
         model = self.manifest.model
-        denoiser = Denoiser(self._denoiser, model, sizes, seed, error_budget)
-        self.passes = denoiser.passes
+        self.passes, self.times, self._steps = PassCount(len(model.sigmas)), StageTimes(), denoiser.steps
         denoiser.set_context(context)
         self._decoder.start(sizes)
-        memory = ChunkMemory(model.window, model.sink, model.chunk, model.position_limit)
+        maker = ChunkMaker(denoiser, ChunkMemory(model.window, model.sink, model.chunk, model.position_limit))
+        self._source = ChunksAhead(maker, _chunk_count(model, frames)) if self.overlaps else maker
+        return self._source
+
+    def _decode(self, made: MadeChunk) -> Frames:
+        start = time.perf_counter()
+        picture = self._decoder.decode_latents(made.latents) if self.overlaps else self._decoder.decode(self._denoiser)
+        self.times.add(made.seconds, time.perf_counter() - start, len(picture))
+        self.passes.chunks, self.passes.passes = made.after.passes.chunks, made.after.passes.passes
+        return picture
+
+    def _end_stream(self) -> None:
         self._streams += 1
-        mine, made, chunk = self._streams, 0, 0
-        while self._streams == mine and (frames is None or made < frames):
-            pending, ends = self._pending, memory.is_at_limit
-            if pending is not None:
-                denoiser.set_context(self._encode(pending))
-            if ends:
-                memory.rebase()
-            if pending is not None or ends:
-                denoiser.refill(memory)
-            denoiser.generate(chunk, memory.position)
-            memory.add(self._denoiser.read("denoised"))
-            picture = self._decoder.decode(self._denoiser)
-            if frames is not None:
-                picture = picture[: frames - made]
-            made += len(picture)
-            chunk += 1
-            yield picture
+        if self._source is not None:
+            self._source.close()
+            self._source = None
+
+
+def _overlaps(backend: Backend, wanted: bool | None) -> bool:
+    if not can_overlap(backend):
+        if wanted:
+            raise UsageError(f"{backend.name} runs one component at a time", hint="leave overlap out")
+        return False
+    return backend.overlaps if wanted is None else wanted
+
+
+def _chunk_count(model: ModelEntry, frames: int | None) -> int | None:
+    """Chunks that hold ``frames`` frames."""
+    return (
+        None if frames is None else math.ceil((frames + model.dropped_frames) / (model.chunk * model.temporal_stride))
+    )

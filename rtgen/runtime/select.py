@@ -32,7 +32,9 @@ def detect_gpus() -> list[DetectedGpu]:
         driver = _text(pynvml.nvmlSystemGetDriverVersion())
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
         return [
-            _describe(pynvml, handle, driver) for index, handle in enumerate(handles) if _visible(pynvml, index, handle)
+            _describe(pynvml, handle, driver)
+            for index, handle in enumerate(handles)
+            if is_visible(pynvml, index, handle)
         ]
     except pynvml.NVMLError:
         return []
@@ -66,7 +68,7 @@ def _describe(pynvml: Any, handle: Any, driver: str) -> DetectedGpu:
     )
 
 
-def _visible(pynvml: Any, index: int, handle: Any) -> bool:
+def is_visible(pynvml: Any, index: int, handle: Any) -> bool:
     """NVML shows every GPU; CUDA only those of CUDA_VISIBLE_DEVICES (indices or the beginnings of UUIDs)."""
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
     if wanted is None:

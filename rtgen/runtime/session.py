@@ -4,7 +4,7 @@ The pipeline knows only these protocols; ``rtgen.runtime.backends`` maps names t
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,18 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Release everything. Idempotent."""
+
+
+class OverlappingBackend(Backend, Protocol):
+    """A backend whose components may run at the same time, each on a thread of its own."""
+
+    overlaps: bool
+    """Whether that pays here."""
+
+
+def can_overlap(backend: Backend) -> TypeGuard[OverlappingBackend]:
+    """Whether two components of ``backend`` may run at once. One that says nothing of it runs them in turn."""
+    return hasattr(backend, "overlaps")
 
 
 def check_write(name: str, value: Array, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> None:

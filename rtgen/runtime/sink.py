@@ -45,7 +45,7 @@ class Sink:
         self._written = False
         self._closed = False
         self._aborted = threading.Event()
-        self._queue: queue.Queue[Frames | None] = queue.Queue(_QUEUED_CHUNKS)
+        self._queue: queue.Queue[Frames | int | None] = queue.Queue(_QUEUED_CHUNKS)
         with self._explained():
             self._writer = open_writer()
         self._thread = threading.Thread(target=self._work, name="rtgen-sink", daemon=True)
@@ -58,12 +58,18 @@ class Sink:
         self._put(frames)
         self.frames += len(frames)
 
+    def skip(self, frames: int) -> None:
+        """Leave out the time of ``frames`` frames, in order with :meth:`write`: the video shows the one before them."""
+        if self._closed:
+            raise ValueError("the sink is closed")
+        self._put(frames)
+
     def close(self) -> None:
         """Write what is queued and give the file its name; nothing is left when no frame came. Idempotent."""
         if self._closed:
             return
         self._closed = True
-        with contextlib.suppress(OutputError):  # raised again below, once the thread has ended
+        with contextlib.suppress(Exception):  # raised again below, once the thread has ended
             self._put(None)
         self._thread.join()
         self._raise_error()
@@ -83,10 +89,10 @@ class Sink:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # The first error is the one to tell.
-        with contextlib.suppress(RtgenError) if error is not None else contextlib.nullcontext():
+        with contextlib.suppress(Exception) if error is not None else contextlib.nullcontext():
             self.close()
 
-    def _put(self, item: Frames | None) -> None:
+    def _put(self, item: Frames | int | None) -> None:
         while True:
             self._raise_error()
             try:
@@ -118,6 +124,9 @@ class Sink:
                 continue
             if frames is None:
                 break
+            if isinstance(frames, int):
+                self._writer.skip(frames)
+                continue
             self._writer.write(frames)
             self._written = True
         if self._written and not self._aborted.is_set():

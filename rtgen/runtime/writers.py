@@ -4,6 +4,8 @@ A writer is used by one thread. It raises OSError, av's FFmpegError and RtgenErr
 first two into messages.
 """
 
+import errno
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtgen.errors import MissingDependencyError, OutputError
+from rtgen.runtime.reserved_file import ReservedFile
 
 Frames = NDArray[np.uint8]
 """RGB, [F, H, W, 3]."""
@@ -31,6 +34,9 @@ class Writer(Protocol):
     """Keeps frames somewhere."""
 
     def write(self, frames: Frames) -> None: ...
+
+    def skip(self, frames: int) -> None:
+        """Leave out the time of so many frames: the one before them stays on the screen."""
 
     def finish(self) -> None:
         """Make what was written playable and give it its final name."""
@@ -74,10 +80,10 @@ def encoding(container: str, encoder: Encoder, *, live: bool = False) -> Encodin
 
 
 class StreamWriter:
-    """One encoded video stream in a container, written to a path or to an open binary stream."""
+    """One encoded video stream in a container, written to a binary stream that may or may not seek."""
 
     def __init__(
-        self, target: str | SupportsWrite, settings: Encoding, *, frames_per_second: int, size: tuple[int, int]
+        self, target: SupportsWrite, settings: Encoding, *, frames_per_second: int, size: tuple[int, int]
     ) -> None:
         import av
         from av.error import FFmpegError
@@ -119,6 +125,9 @@ class StreamWriter:
                 self._graph.push(frame)
                 self._drain()
 
+    def skip(self, frames: int) -> None:
+        self._count += frames
+
     def finish(self) -> None:
         if self._graph is not None:
             self._graph.push(None)
@@ -146,25 +155,38 @@ class StreamWriter:
 
 
 class FileWriter:
-    """A stream in a file that appears under its name only when it is whole."""
+    """A stream in a file that appears under its name only when it is whole.
+
+    A full disk raises OSError while there is still room to :meth:`finish`.
+    """
 
     def __init__(self, path: Path, settings: Encoding, *, frames_per_second: int, size: tuple[int, int]) -> None:
         self._path = path.absolute()
         self._partial = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}.partial")
         self._finished = False
-        self._partial.touch(exist_ok=False)
         try:
-            # An absolute path: FFmpeg takes `name:rest` for a protocol.
-            self._stream = StreamWriter(str(self._partial), settings, frames_per_second=frames_per_second, size=size)
+            self._file = ReservedFile(self._partial)
         except BaseException:
+            self._partial.unlink(missing_ok=True)
+            raise
+        try:
+            self._stream = StreamWriter(self._file, settings, frames_per_second=frames_per_second, size=size)
+        except BaseException:
+            self._file.close()
             self._partial.unlink(missing_ok=True)
             raise
 
     def write(self, frames: Frames) -> None:
         self._stream.write(frames)
+        if self._file.is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+
+    def skip(self, frames: int) -> None:
+        self._stream.skip(frames)
 
     def finish(self) -> None:
         self._stream.finish()
+        self._file.close()
         self._finished = True
         try:
             self._partial.replace(self._path)
@@ -180,6 +202,7 @@ class FileWriter:
         try:
             self._stream.abort()
         finally:
+            self._file.close()
             if not self._finished:
                 self._partial.unlink(missing_ok=True)
 
@@ -215,6 +238,9 @@ class FolderWriter:
                 partial.unlink(missing_ok=True)
                 raise
             self._count += 1
+
+    def skip(self, frames: int) -> None:
+        self._count += frames
 
     def finish(self) -> None:
         pass

@@ -57,7 +57,7 @@ def test_the_ring_after_a_switch(tiny_models, tiny_built, monkeypatch, name, mad
         generate(self, chunk, position)
 
     monkeypatch.setattr(Denoiser, "generate", watched)
-    with Pipeline.open(tiny_built(name).package) as pipeline:
+    with Pipeline.open(tiny_built(name).package, overlap=False) as pipeline:
         latents = []
         stream = pipeline.stream(PROMPT, seed=4, size=(ROWS * 16, COLUMNS * 16))
         for _ in islice(stream, made):

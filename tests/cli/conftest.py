@@ -121,7 +121,8 @@ def provide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
 @pytest.fixture
 def toolchain(store: Path, provide: Callable[..., ModuleType]) -> SimpleNamespace:
     """A walk that finds or adds packages at once, a player that writes a text, and the requests they were asked."""
-    seen = SimpleNamespace(requests=[], played=[], keys={})
+    no_gpu = {"gpu_memory_bytes": None, "gpu_power_w": None, "gpu_utilisation": None}
+    seen = SimpleNamespace(requests=[], played=[], keys={}, gpu=no_gpu)
 
     def key_of(request: Any) -> str:
         if request.sizes in seen.keys:
@@ -185,6 +186,7 @@ class StillPipeline:
 
     def __init__(self, seen: SimpleNamespace, package: Path) -> None:
         self.seen, self.package = seen, open_package(package)
+        self.manifest = self.package.manifest
 
     def __enter__(self) -> "StillPipeline":
         return self
@@ -196,19 +198,23 @@ class StillPipeline:
 def player(seen: SimpleNamespace) -> Callable[..., Any]:
     def play(
         pipeline: Any, output: str, prompt: str, seed: int, frames: int, size: Any, on_progress: Callable[..., None],
-        *, error_budget: float, then: list[tuple[int, str]],
+        *, error_budget: float, then: list[tuple[int, str]], pace: Any,
     ) -> Any:  # fmt: skip
         from rtgen.runtime.player import RunSummary
 
         seen.played.append(
-            SimpleNamespace(prompt=prompt, frames=frames, size=size, error_budget=error_budget, then=then)
+            SimpleNamespace(prompt=prompt, frames=frames, size=size, error_budget=error_budget, then=then, pace=pace)
         )
         on_progress(12, 24.0, 0.2)
         on_progress(frames, 24.0, 0.2)
         warnings = ("the prompt was cut",)
         passes = (2.5, 0.375) if error_budget else (4.0, 0.0)
-        machine = ("onnxruntime", "CPU, 2 threads")
-        return RunSummary(output, frames, 2.0, 24.0, 0.2, *machine, (128, 128), warnings, *passes)
+        return RunSummary(
+            output, frames, 2.0, 24.0, 0.2, "onnxruntime", "CPU, 2 threads", (128, 128), warnings, *passes,
+            shed_passes=6 if error_budget else 0, steady_fps=26.0, loop_fps=50.0, chunk_jitter_p95=1.1,
+            chunk_jitter_max=1.25, overlap=False, dropped_frames=5 if pace else 0, paused_s=0.5 if pace else 0.0,
+            **seen.gpu,
+        )  # fmt: skip
 
     return play
 

@@ -32,6 +32,10 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
     "export": (["--gpu", "cpu"], {"folder", "files"}),
     "quantize": (["--gpu", "rtx4090", "--recipe", "int4-weights"], {"folder", "recipe", "layers", "recipes"}),
     "verify": (["postcard/cpu"], {"package", "passed", "rows"}),
+    "estimate": (
+        ["--gpu", "rtx4080-laptop"],
+        {"fps", "denoise_fps", "memory_plan", "parts", "limited_by", "alternatives"},
+    ),
     "doctor": ([], {"usable", "rows"}),
     "gpu ls": ([], {"gpus"}),
     "gpu show": (["cpu"], {"name", "vram_gib"}),

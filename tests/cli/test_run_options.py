@@ -89,6 +89,29 @@ def test_a_budget_is_handed_on_and_what_it_saved_is_told(toolchain: SimpleNamesp
     assert [played.error_budget for played in toolchain.played] == [0, 0, 0.05, 0.05]
 
 
+def test_the_summary_tells_steady_and_loop_speed_apart_and_the_gpu_where_there_is_one(
+    toolchain: SimpleNamespace, rtgen: Any
+) -> None:
+    line = ("run", "--gpu", "cpu", "--prompt", "a boat")
+    told = rtgen(*line).err
+    assert "after the first chunk 26.0 FPS; denoising alone 50.0 FPS" in told
+    assert "time between chunks 1.10 (95 %) and 1.25 (longest) of the median" in told
+    assert "GPU" not in told and "real time" not in told
+    data = rtgen(*line, "--json").json["data"]
+    assert (data["steady_fps"], data["loop_fps"], data["gpu_power_w"], data["pace"]) == (26.0, 50.0, None, "fastest")
+    toolchain.gpu.update(gpu_memory_bytes=3 << 29, gpu_power_w=87.4, gpu_utilisation=0.93)
+    assert "GPU: 1.50 GiB in use, 87 W, 93% busy" in rtgen(*line).err
+
+
+def test_real_time_plays_at_the_models_rate_and_tells_what_it_shed(toolchain: SimpleNamespace, rtgen: Any) -> None:
+    line = ("run", "--gpu", "cpu", "--prompt", "a boat", "--pace", "realtime", "--error-budget", "0.05")
+    assert "real time: 6 passes shed, 5 frames dropped, 0.5 s of pauses" in rtgen(*line).err
+    pace = toolchain.played[0].pace
+    assert (pace._rate, pace.budget) == (16, 0.05)
+    assert rtgen(*line, "--json").json["data"]["pace"] == "realtime"
+    assert rtgen("run", "--prompt", "x", "--pace", "slow").code == 2
+
+
 def test_later_prompts_are_handed_on_with_the_frames_before_them(toolchain: SimpleNamespace, rtgen: Any) -> None:
     later = ("--then", "1.5", "a red boat", "--then", "4", " a  boat at\nnight")
     assert rtgen("run", "--gpu", "cpu", "--prompt", "a boat", *later).code == 0

@@ -6,16 +6,18 @@ import numpy as np
 
 from rtgen.runtime.adaptive import PassCount
 from rtgen.runtime.player import play
+from rtgen.runtime.timing import StageTimes
 
 
 class Pipeline:
     """Chunks of 12 frames whose red level is the number of the prompt that they were made under."""
 
-    backend_name, device = "onnxruntime", "CPU"
+    backend_name, device, overlaps = "onnxruntime", "CPU", False
 
     def __init__(self):
         model = SimpleNamespace(default_size=(16, 16), frames_per_second=16)
-        self.manifest, self.passes = SimpleNamespace(model=model), PassCount(levels=4)
+        self.manifest = SimpleNamespace(model=model, target=SimpleNamespace(compute_capability=None))
+        self.passes, self.times = PassCount(levels=4), StageTimes()
         self.prompts, self.made, self.budgets = [], [], []
         self.warnings = ()
 
@@ -27,7 +29,8 @@ class Pipeline:
     def prompt(self, text):
         self.prompts.append(text)
 
-    def stream(self, prompt, *, seed, frames, size, error_budget):
+    def stream(self, prompt, *, seed, frames, size, error_budget, adaptive):
+        assert not adaptive
         self.prompt = prompt
         self.budgets.append(error_budget)
         return self._chunks(frames)
@@ -38,6 +41,7 @@ class Pipeline:
             self.made.append(self.prompt)
             self.passes.chunks += 1
             self.passes.passes += 3
+            self.times.add(0.25, 0.5, 12)
             yield np.zeros((min(frames, 12), 16, 16, 3), np.uint8)
             frames -= 12
 
@@ -63,4 +67,12 @@ def test_of_two_prompts_due_at_once_the_later_one_holds(tmp_path):
 def test_the_summary_counts_passes_and_the_budget_reaches_the_stream(tmp_path):
     pipeline, summary = played(tmp_path, 24, error_budget=0.1)
     assert pipeline.budgets == [0.1]
-    assert (summary.denoise_passes, summary.saved_passes) == (3.0, 0.25)
+    assert (summary.denoise_passes, summary.saved_passes, summary.shed_passes) == (3.0, 0.25, 2)
+
+
+def test_the_summary_tells_the_speed_of_the_loop_from_that_of_the_run(tmp_path):
+    _, summary = played(tmp_path, 60)
+    assert summary.loop_fps == 48.0 and summary.steady_fps > 0 and summary.fps > 0
+    assert summary.chunk_jitter_max >= summary.chunk_jitter_p95 > 0
+    assert (summary.gpu_memory_bytes, summary.gpu_power_w, summary.gpu_utilisation) == (None, None, None)
+    assert (summary.dropped_frames, summary.paused_s, summary.overlap) == (0, 0.0, False)

@@ -26,8 +26,12 @@ FOLDED_BYTES: Final = 1 << 20
 """Of a constant that ONNX Runtime may compute when it loads a host component: tables and masks, but no weights."""
 
 
+OVERLAP_THREADS: Final = 4
+"""From as many cores on denoising and decoding overlap. Two cores are busy with one component (docs/run.md#overlap)."""
+
+
 class OnnxRuntimeBackend:
-    """Runs components one after the other with all cores."""
+    """Runs each component with all cores. Threads do not spin, so two components at once share the cores peacefully."""
 
     name = "onnxruntime"
 
@@ -36,6 +40,7 @@ class OnnxRuntimeBackend:
         self._package = package
         self._runtime = _import()
         self._threads = threads or thread_count()
+        self.overlaps = self._threads >= OVERLAP_THREADS
         self._sessions: WeakSet[OnnxRuntimeSession] = WeakSet()  # a host component is opened again for each prompt
         self.device = f"CPU, {self._threads} thread{'s' if self._threads > 1 else ''}"
 

@@ -29,7 +29,8 @@ def open_package(package: "Package") -> "TensorRTBackend":
 class TensorRTBackend:
     """All components of a package on one device and one stream.
 
-    Their engines take turns and share one arena, unless the manifest says that each has its own.
+    Their engines take turns and share one arena, unless the manifest says that each has its own. One stream, and an
+    arena in turns, are why this backend does not overlap (``rtgen.runtime.session.can_overlap``).
     """
 
     def __init__(self, package: "Package", module: trt.Module, device: CudaDevice) -> None:

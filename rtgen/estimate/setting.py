@@ -1,0 +1,122 @@
+"""What is estimated: a model on a GPU with everything that can be set, checked."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from rtgen.build.plan import with_decoder
+from rtgen.build.sizes import check_size
+from rtgen.config.gpu import GpuConfig
+from rtgen.config.load import load_gpu, load_model, load_recipe, recipe_for
+from rtgen.config.model import CacheConfig, ModelConfig, Size
+from rtgen.config.recipe import RecipeConfig
+from rtgen.errors import UsageError
+
+MOST_STEPS = 1000
+"""Noise levels that there are."""
+
+KV_BITS = (16, 8, 4)
+"""What GPUs may hold keys and values in."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Window and decoder are those of ``model``, which may differ from the config file."""
+
+    gpu: GpuConfig
+    model: ModelConfig
+    recipe: RecipeConfig
+    size: Size
+    """Height and width in pixels."""
+    kv_bits: int
+    steps: int
+    """Denoise passes of a chunk; the clean pass comes on top."""
+    eager: bool = False
+    """As a public implementation without fused kernels would run it: to compare with published figures."""
+
+    @property
+    def precision_bits(self) -> int:
+        return 16 if self.recipe.precision == "float16" else 32
+
+    @property
+    def frames(self) -> int:
+        """Of a chunk."""
+        return self.model.cache.chunk * self.model.autoencoder.temporal_stride
+
+    def with_window(self, window: int) -> "Setting":
+        """Raises UsageError for a window that cannot be."""
+        return replace(self, model=_with_window(self.model, window))
+
+    def with_decoder(self, decoder: str) -> "Setting":
+        """Raises UsageError for a decoder that the model does not offer."""
+        return replace(self, model=with_decoder(self.model, decoder))
+
+
+def setting(
+    gpu: str,
+    model: str,
+    *,
+    recipe: str | None = None,
+    size: Size | None = None,
+    kv_bits: int | None = None,
+    window: int | None = None,
+    steps: int | None = None,
+    decoder: str | None = None,
+) -> Setting:
+    """Names and numbers as a user gives them; None is the default of the GPU or the model.
+
+    Raises UnknownNameError, UsageError, SizeError or ConfigError, each with a hint.
+    """
+    target, config = load_gpu(gpu), load_model(model)
+    numerics = load_recipe(recipe or target.default_recipe)
+    recipe_for(target, numerics)
+    if window is not None:
+        config = _with_window(config, window)
+    config = with_decoder(config, decoder)
+    frame = size or config.resolution.default
+    check_size(config, frame)
+    return Setting(target, config, numerics, frame, _kv_bits(target, numerics, kv_bits), _steps(config, steps))
+
+
+def possible_window(model: ModelConfig, window: int) -> bool:
+    """Whether the K/V ring can hold so many latent frames."""
+    try:
+        _with_window(model, window)
+    except UsageError:
+        return False
+    return True
+
+
+def _with_window(model: ModelConfig, window: int) -> ModelConfig:
+    fields: dict[str, Any] = {**model.cache.model_dump(), "window": window}
+    try:
+        cache = CacheConfig.model_validate(fields)
+    except ValidationError as error:
+        chunk, sink = model.cache.chunk, model.cache.sink
+        least = sink + 2 * chunk if sink else chunk
+        near = min(max(round(window / chunk) * chunk, least), model.cache.position_limit // chunk * chunk)
+        text = (
+            error.errors(include_url=False, include_context=False)[0]["msg"]
+            .removeprefix("Value error, ")
+            .removeprefix("Input ")
+        )
+        raise UsageError(f"{model.name} cannot have a window of {window}: {text}", hint=f"--window {near}") from None
+    return model.model_copy(update={"cache": cache})
+
+
+def _kv_bits(gpu: GpuConfig, recipe: RecipeConfig, bits: int | None) -> int:
+    own = 16 if recipe.precision == "float16" else 32
+    if bits is None or bits == own:
+        return own
+    if gpu.compute_capability is None:
+        raise UsageError(f"{gpu.name} keeps keys and values in {own} bits", hint="leave --kv-bits out, or name a GPU")
+    return bits
+
+
+def _steps(model: ModelConfig, steps: int | None) -> int:
+    if steps is None:
+        return len(model.schedule.timesteps)
+    if not 1 <= steps <= MOST_STEPS:
+        raise UsageError(f"{steps} denoise passes are not possible", hint=f"--steps 1 to {MOST_STEPS}")
+    return steps
