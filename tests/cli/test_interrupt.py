@@ -12,6 +12,11 @@ import pytest
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="a console Ctrl-C cannot be sent to one process on Windows")
 
 
+def hear_interrupts() -> None:
+    """A shell without job control starts what goes to the background deaf to Ctrl-C, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def interrupted(arguments: list[str], after: str, environment: dict[str, str]) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command line that gets SIGINT once ``after`` appears on stderr."""
     process = subprocess.Popen(
@@ -20,6 +25,7 @@ def interrupted(arguments: list[str], after: str, environment: dict[str, str]) -
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | environment,
+        preexec_fn=hear_interrupts,
     )
     assert process.stderr is not None
     seen = ""
