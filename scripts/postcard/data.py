@@ -42,8 +42,7 @@ class Pool:
     def refresh(self) -> None:
         """Add ``batch`` items, in place of the oldest when all places are taken."""
         at = self.made * self.batch % self.capacity
-        made = self.make(self.made)
-        for name, value in made.items():
+        for name, value in self.make(self.made).items():
             if name not in self.items:
                 self.items[name] = value.new_empty((self.capacity, *value.shape[1:]))
             self.items[name][at : at + self.batch] = value
