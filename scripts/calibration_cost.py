@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from rtgen.bench.random_model import random_state
 from rtgen.build.calibration import CODES, STREAMS, make_codes, make_streams
 from rtgen.build.chosen_prompts import calibration_prompts
 from rtgen.build.plan import BuildPlan
@@ -23,7 +24,7 @@ from rtgen.config.load import can_run, list_gpus, load_gpu, load_model, load_rec
 from rtgen.config.model import CalibrationConfig, ModelConfig, Size, WeightsConfig
 from rtgen.models.registry import COMPONENTS, create
 from rtgen.store.store import Store
-from scripts.full_size import Watch, random_state
+from scripts.full_size import Watch
 from scripts.postcard.tokens import save_tokenizer
 
 SMALL_TEXT_ENCODER = {"vocabulary": 512, "heads": 4, "head_dim": 32, "ffn_dim": 256, "layers": 1}

@@ -17,8 +17,8 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor, nn
 
+from rtgen.bench.random_model import random_state
 from rtgen.build.plan import with_decoder
 from rtgen.build.request import BuildRequest
 from rtgen.build.walk import BuildOutcome, build
@@ -26,23 +26,6 @@ from rtgen.config.load import load_model
 from rtgen.config.model import ModelConfig
 from rtgen.models.registry import create
 from scripts.postcard.tokens import save_tokenizer
-
-BLOCK = (1 << 20) + 7
-"""Random numbers that are drawn. Tensors repeat them from a place of their own: compilers store equal ones once."""
-
-
-def random_state(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Small random values for every parameter of a module on the meta device, gains around one."""
-    block = torch.randn(BLOCK) * 0.02
-    state = {}
-    for name, parameter in module.named_parameters():
-        count = parameter.numel()
-        start = int(torch.randint(BLOCK, ()))
-        values = block.repeat(-(-count // BLOCK) + 1)[start : start + count].reshape(parameter.shape)
-        is_gain = (parameter.ndim == 1 and name.endswith(("weight",))) or name.endswith("gamma")
-        # A copy: torch.save would write the whole of the block that a slice belongs to.
-        state[name] = (values + 1 if is_gain else values).to(dtype).clone()
-    return state
 
 
 def write_published(config: ModelConfig, folder: Path) -> None:

@@ -57,9 +57,6 @@ def copy_sources(tree: Path) -> None:
         elif source.is_file():
             shutil.copyfile(source, tree / name)
     shutil.rmtree(tree / "rtgen" / "bundled" / "stages", ignore_errors=True)
-    # A wheel has no empty folders. Hidden files are no part of the sources' digest, so this one changes no key.
-    (tree / "plugins").mkdir(exist_ok=True)
-    (tree / "plugins" / ".gitkeep").touch()
 
 
 def bundle_stages(store: Path) -> None:

@@ -6,8 +6,9 @@ Frames are thrown away, or encoded with ``--output FILE``. Every half minute a l
 per chunk. At the end one JSON object goes to stdout: memory after the first minute (or the first tenth of a shorter
 run) and at the end, and the drift of the time per chunk, which is the median of the last quarter over that of the
 first. The exit code is 1 if memory grew by more than ``--memory-limit`` or the time per chunk by more than
-``--drift-limit``. With ``--restarts N`` it also starts and cancels N streams, and compares memory and threads before
-and after. It needs psutil.
+``--drift-limit``. With ``--restarts N`` it also starts N streams, cancels each with its half-written video, and
+compares memory, threads and open files (on Windows, handles) before and after; more threads or files fail it too.
+``--minutes 0`` does only that. It needs psutil.
 """
 
 import argparse
@@ -18,9 +19,10 @@ import sys
 import threading
 import time
 from array import array
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rtgen.runtime.pipeline import Pipeline
 from rtgen.runtime.sink import Sink, open_sink
@@ -54,9 +56,17 @@ class Restarts:
     """What starting and cancelling streams left behind."""
 
     streams: int
+    seconds: float
     growth_bytes: int
     threads_before: int
     threads_after: int
+    files_before: int
+    files_after: int
+
+    @property
+    def leaks(self) -> bool:
+        """Whether threads or open files became more."""
+        return self.threads_after > self.threads_before or self.files_after > self.files_before
 
 
 def resident_bytes() -> int:
@@ -65,6 +75,14 @@ def resident_bytes() -> int:
 
     gc.collect()
     return int(psutil.Process().memory_info().rss)
+
+
+def open_files() -> int:
+    """File descriptors of this process, or handles on Windows."""
+    import psutil
+
+    process = psutil.Process()
+    return int(process.num_handles() if hasattr(process, "num_handles") else process.num_fds())
 
 
 def endure(
@@ -111,18 +129,27 @@ def _endurance(times: "array[float]", frames: int, seconds: float, memory: int) 
 
 
 def restart(pipeline: Pipeline, prompt: str, streams: int) -> Restarts:
-    """Start ``streams`` streams, and cancel each after its first chunk."""
+    """Start ``streams`` streams, write the first chunk of each to a video, and cancel both. Every fourth is cancelled
+    before its first chunk."""
+    with TemporaryDirectory() as folder:
+        output = str(Path(folder) / "cancelled.mp4")
+        _cancel(pipeline, prompt, max(1, streams // 5), output)  # what libraries keep, they have by now
+        threads, files, memory = threading.active_count(), open_files(), resident_bytes()
+        start = time.perf_counter()
+        _cancel(pipeline, prompt, streams, output)
+        seconds = time.perf_counter() - start
+        growth = resident_bytes() - memory
+        return Restarts(streams, seconds, growth, threads, threading.active_count(), files, open_files())
 
-    def cancel(count: int) -> None:
-        for seed in range(count):
-            stream = pipeline.stream(prompt, seed=seed)
-            next(stream)
-            stream.close()
 
-    cancel(max(1, streams // 5))  # what libraries keep, they have by now
-    threads, memory = threading.active_count(), resident_bytes()
-    cancel(streams)
-    return Restarts(streams, resident_bytes() - memory, threads, threading.active_count())
+def _cancel(pipeline: Pipeline, prompt: str, streams: int, output: str) -> None:
+    for number in range(streams):
+        with ExitStack() as both:
+            stream = both.enter_context(closing(pipeline.stream(prompt, seed=number)))
+            sink = both.enter_context(open_video(pipeline, output))
+            if number % 4 != 3:
+                sink.write(next(stream))
+            sink.abort()
 
 
 def tell(seconds: float, frames: int, chunk_s: float) -> None:
@@ -132,11 +159,15 @@ def tell(seconds: float, frames: int, chunk_s: float) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _sink(pipeline: Pipeline, output: str | None) -> AbstractContextManager[Sink | None]:
+def open_video(pipeline: Pipeline, output: str) -> Sink:
+    """A sink for frames of the model's default size."""
     model = pipeline.manifest.model
-    if output is None:
-        return nullcontext()
     return open_sink(output, frames_per_second=model.frames_per_second, size=model.default_size)
+
+
+def _long(pipeline: Pipeline, prompt: str, seconds: float, output: str | None) -> Endurance:
+    with nullcontext() if output is None else open_video(pipeline, output) as sink:
+        return endure(pipeline, prompt, seconds, min(60.0, seconds / 10), sink=sink, report=True)
 
 
 def main() -> int:
@@ -152,15 +183,14 @@ def main() -> int:
     seconds, limit = 60 * arguments.minutes, arguments.memory_limit * 2**20
     with Pipeline.open(arguments.package) as pipeline:
         prompt = arguments.prompt or pipeline.manifest.model.example_prompts[0]
-        with _sink(pipeline, arguments.output) as sink:
-            long = endure(pipeline, prompt, seconds, min(60.0, seconds / 10), sink=sink, report=True)
+        long = None if seconds <= 0 else _long(pipeline, prompt, seconds, arguments.output)
         short = restart(pipeline, prompt, arguments.restarts) if arguments.restarts else None
         machine = {"backend": pipeline.backend_name, "device": pipeline.device, "overlap": pipeline.overlaps}
-    passed = long.growth_bytes <= limit and long.chunk_drift <= arguments.drift_limit
+    passed = long is None or (long.growth_bytes <= limit and long.chunk_drift <= arguments.drift_limit)
     if short is not None:
-        passed = passed and short.growth_bytes <= limit and short.threads_after <= short.threads_before
-    restarts = None if short is None else asdict(short)
-    print(json.dumps({**machine, "passed": passed, "stream": asdict(long), "restarts": restarts}))
+        passed = passed and short.growth_bytes <= limit and not short.leaks
+    found = {"stream": long and asdict(long), "restarts": short and asdict(short)}
+    print(json.dumps({**machine, "passed": passed, **found}))
     return 0 if passed else 1
 
 

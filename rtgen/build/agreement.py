@@ -29,6 +29,11 @@ FRAME_SHARE: Final = 0.999
 """8-bit frames: the mean difference in levels, and the levels that all but one value in a thousand stay within."""
 
 
+CODED_MEAN: Final = 1e-2
+"""Keys and values in codes: the mean difference, as a share of the greatest magnitude. A number at the edge between two
+codes may fall on either side, which moves it by a whole step."""
+
+
 @dataclass(frozen=True)
 class Agreement:
     """The outcome for one tensor. ``max_rel`` is ``max_abs`` over the reference's greatest magnitude."""
@@ -64,10 +69,11 @@ def require_polygraphy() -> None:
         ) from error
 
 
-def compare(name: str, candidate: Array, reference: Array, precision: Precision) -> Agreement:
+def compare(name: str, candidate: Array, reference: Array, precision: Precision, *, coded: bool = False) -> Agreement:
     """Judge ``candidate`` against ``reference``, two arrays of one shape and dtype.
 
-    uint8 arrays are frames; all others are held to :data:`RELATIVE`. A NaN or an infinity in either fails.
+    uint8 arrays are frames, ``coded`` ones are held to :data:`CODED_MEAN`, all others to :data:`RELATIVE`. A NaN or an
+    infinity in either fails.
     """
     from polygraphy.comparator import IterationResult
     from polygraphy.logger import G_LOGGER
@@ -76,7 +82,8 @@ def compare(name: str, candidate: Array, reference: Array, precision: Precision)
     if frames:  # Polygraphy divides by the reference, and only floating-point zeros are safe there
         candidate, reference = candidate.astype(np.float32), reference.astype(np.float32)
     magnitude = float(np.max(np.abs(reference), initial=0.0))
-    checks = _frame_checks() if frames else _relative_check(RELATIVE[precision] * magnitude)
+    relative = _mean_check(CODED_MEAN * magnitude) if coded else _relative_check(RELATIVE[precision] * magnitude)
+    checks = _frame_checks() if frames else relative
     ours = IterationResult({name: candidate}, runner_name="package")
     theirs = IterationResult({name: reference}, runner_name="onnxruntime")
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL), np.errstate(all="ignore"):
@@ -93,10 +100,16 @@ def _relative_check(limit: float) -> list[Any]:
     return [SimpleCompareFunc(check_error_stat="max", atol=limit, rtol=0.0)]
 
 
+def _mean_check(limit: float) -> list[Any]:
+    from polygraphy.comparator import SimpleCompareFunc
+
+    return [SimpleCompareFunc(check_error_stat="mean", atol=limit, rtol=0.0)]
+
+
 def _frame_checks() -> list[Any]:
     from polygraphy.comparator import SimpleCompareFunc
 
     return [
-        SimpleCompareFunc(check_error_stat="mean", atol=FRAME_MEAN, rtol=0.0),
+        *_mean_check(FRAME_MEAN),
         SimpleCompareFunc(check_error_stat="quantile", error_quantile=FRAME_SHARE, atol=FRAME_LEVELS, rtol=0.0),
     ]

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rtgen.build.graphs import read_tables, with_ring
+from rtgen.build.graphs import read_tables
+from rtgen.build.kernels import compile_kernels
 from rtgen.build.weight_places import loaded_bytes, weights_folder
+from rtgen.data_types import ITEM_SIZES
 from rtgen.engine.manifest import (
-    ITEM_SIZES,
     CompilerEntry,
     Component,
     ComponentEntry,
@@ -23,6 +24,7 @@ from rtgen.engine.manifest import (
     resolve_shape,
 )
 from rtgen.engine.memory_plan import CONTEXT_BYTES, GIB, activations_at, check, estimate
+from rtgen.export.ring_states import with_ring
 from rtgen.runtime.profiles import pixels, serves
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ def make_package(plan: BuildPlan, graphs: Path, folder: Path, progress: Progress
     check_memory(plan, tables, _loaded_bytes(plan, graphs, tables), dict.fromkeys(tables, 0))
     compiled = (
         _copy_graphs(plan, graphs, folder, tables)
-        if plan.gpu.compiler == "onnxruntime"
+        if not plan.gpu.builds_engines
         else _build_engines(plan, graphs, folder, tables, progress)
     )
     memory = check_memory(plan, tables, compiled.weights, compiled.activations)
@@ -63,6 +65,9 @@ def check_memory(
     tables: Mapping[Component, ComponentEntry],
     weights: Mapping[Component, int],
     activations: Mapping[Component, int],
+    *,
+    shares: bool = SHARE_ACTIVATIONS,
+    context_bytes: int = CONTEXT_BYTES,
 ) -> MemoryPlan:
     """The memory plan at the greatest size. Raises MemoryPlanError, naming sizes that would fit."""
 
@@ -72,13 +77,13 @@ def check_memory(
             resized["denoiser"] = with_ring(tables["denoiser"], plan.ring_at(sizes))
         scaled = {name: activations_at(count, plan.largest, sizes) for name, count in activations.items()}
         vram = round(plan.gpu.vram_gib * GIB)
-        context = CONTEXT_BYTES if plan.gpu.compute_capability else 0
+        context = context_bytes if plan.gpu.compute_capability else 0
         return estimate(
             resized,
             sizes,
             weights=weights,
             activations=scaled,
-            share_activations=SHARE_ACTIVATIONS,
+            share_activations=shares,
             vram=vram,
             context=context,
         )
@@ -121,10 +126,12 @@ def _build_engines(
 ) -> Compiled:
     from rtgen.engine.builder import EngineJob, build_engine
 
-    assert plan.gpu.compiler != "onnxruntime" and plan.gpu.compute_capability is not None
+    assert plan.gpu.compiler == "tensorrt_rtx" or plan.gpu.compiler == "tensorrt"
+    assert plan.gpu.compute_capability is not None
     components: dict[Component, ComponentEntry] = {}
     weights: dict[Component, int] = {}
     activations: dict[Component, int] = {}
+    kernels = compile_kernels(graphs, plan.gpu.compute_capability, folder, progress)
     for component, table in tables.items():
         if table.runs_on == "host":
             _copy_graph(plan, graphs, folder, table)
@@ -139,6 +146,7 @@ def _build_engines(
             folder / file,
             plan.gpu.compute_capability,
             tuple(shape_ranges(plan, table, profile) for profile in plan.profiles) if is_dynamic(table) else (),
+            kernels,
         )
         result = build_engine(job, progress, stage=f"engine: {component.replace('_', ' ')}")
         components[component] = table.model_copy(update={"file": file, "weights": ()})
@@ -206,7 +214,13 @@ def model_entry(plan: BuildPlan) -> ModelEntry:
     )
 
 
-def describe_package(plan: BuildPlan, components: Mapping[Component, ComponentEntry], memory: MemoryPlan) -> Manifest:
+def describe_package(
+    plan: BuildPlan,
+    components: Mapping[Component, ComponentEntry],
+    memory: MemoryPlan,
+    *,
+    shares: bool = SHARE_ACTIVATIONS,
+) -> Manifest:
     """The manifest of a package; the file table is filled in when it is written."""
     import rtgen
 
@@ -220,10 +234,11 @@ def describe_package(plan: BuildPlan, components: Mapping[Component, ComponentEn
             vram_bytes=round(plan.gpu.vram_gib * GIB),
         ),
         recipe=plan.recipe.name,
+        kv_bits=plan.recipe.kv_cache.bits,
         compiler=CompilerEntry(name=plan.gpu.compiler, version=plan.compiler_version),
         profiles=tuple(ProfileEntry(min=p.min, opt=p.opt, max=p.max) for p in plan.profiles),
         components=components,
-        share_activations=SHARE_ACTIVATIONS,
+        share_activations=shares,
         memory_plan=memory,
         files={},
     )

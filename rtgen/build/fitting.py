@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ from rtgen.build.sizes import fewer_sizes, requested_profiles
 from rtgen.build.walk import BuildOutcome, build
 from rtgen.engine.manifest import Entry
 from rtgen.errors import MemoryPlanError
-from rtgen.runtime.profiles import served_ranges, serves
+from rtgen.runtime.profiles import serve_all, served_ranges
 
 if TYPE_CHECKING:
     from rtgen.build.request import BuildRequest
@@ -34,14 +35,14 @@ class Refusal(Entry):
     hint: str | None
 
 
-def build_fitting(request: BuildRequest, progress: Progress, serving: Size | None = None) -> BuildOutcome:
+def build_fitting(request: BuildRequest, progress: Progress, serving: Sequence[Size] = ()) -> BuildOutcome:
     """:func:`rtgen.build.walk.build`; where no sizes are asked for, of the model's own as many as fit the GPU.
 
-    The greatest are left out first, and the user is told. ``serving``: a size that the package has to serve; if need be
-    it is built alone. Raises as ``build``, and MemoryPlanError when nothing of the kind fits.
+    The greatest are left out first, and the user is told. ``serving``: sizes that the package has to serve; if need
+    be it is built for these alone. Raises as ``build``, and MemoryPlanError when nothing of the kind fits.
     """
     model = plan_build(request).model
-    attempts = _attempts(model, request.sizes, serving)
+    attempts = _attempts(model, request.sizes, tuple(serving))
     for sizes, following in pairwise(attempts):
         try:
             return _build(replace(request, sizes=sizes), progress)
@@ -51,15 +52,15 @@ def build_fitting(request: BuildRequest, progress: Progress, serving: Size | Non
     return _build(replace(request, sizes=attempts[-1]), progress)
 
 
-def _attempts(model: ModelConfig, asked: tuple[Size, ...], serving: Size | None) -> list[tuple[Size, ...]]:
+def _attempts(model: ModelConfig, asked: tuple[Size, ...], serving: tuple[Size, ...]) -> list[tuple[Size, ...]]:
     """What to ask the build for, one after the other."""
     if asked:
         return [asked]
     ordinary = [(), *fewer_sizes(model)]
-    if serving is None:
+    if not serving:
         return ordinary
-    suitable = [sizes for sizes in ordinary if any(serves(p, serving) for p in requested_profiles(model, sizes))]
-    return list(dict.fromkeys([*suitable, (serving,)]))
+    suitable = [sizes for sizes in ordinary if serve_all(requested_profiles(model, sizes), serving)]
+    return list(dict.fromkeys([*suitable, serving]))
 
 
 def _build(request: BuildRequest, progress: Progress) -> BuildOutcome:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rtgen.engine.manifest import Component, ComponentEntry
+from rtgen.export.ring_states import with_ring
 from rtgen.models.registry import COMPONENTS
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def export_one(plan: BuildPlan, component: Component, folder: Path) -> Component
     precision, on_host = plan.precision_of(component), plan.runs_on(component) == "host"
     # In float32 the weights of a host component would not fit in memory, and a graph holds none.
     module, index = (outline if on_host else load)(component, plan.model, plan.weights, precision)
-    graph = export_component(component, plan.model, module, precision)
+    graph = export_component(component, plan.model, module, precision, plan.kv_cache)
     names = weight_names(module, graph)
     stored = {initializer: index[name] for initializer, name in names.items()}
     # The exporter's stack traces hold this machine's paths.
@@ -91,17 +92,24 @@ def make_graphs(plan: BuildPlan, exported: Path, folder: Path, progress: Progres
     """Run the passes that prepare exported graphs for the compiler of the plan's GPU."""
     import onnx_ir as ir
 
+    from rtgen.build.kernels import write_uses
     from rtgen.build.weight_places import pass_on
     from rtgen.passes.base import run_passes
+    from rtgen.passes.mark_plugins import PluginNode, marked_nodes
+    from rtgen.plugins.registry import PLUGINS
 
     tables = read_tables(exported)
+    marked: list[PluginNode] = []
     for position, (component, table) in enumerate(tables.items()):
         progress.update("passes", position / len(tables), component.replace("_", " "))
         passes = compiler_passes(plan, component, table)
-        ir.save(run_passes(ir.load(exported / table.file), passes), folder / table.file)
+        graph = run_passes(ir.load(exported / table.file), passes)
+        marked += marked_nodes(graph, PLUGINS.values())
+        ir.save(graph, folder / table.file)
         if component == "denoiser" and plan.fixed_ring is not None:
             tables[component] = with_ring(table, plan.fixed_ring)
         pass_on(table, exported, folder)
+    write_uses(folder, marked)
     write_tables(folder, tables)
     progress.update("passes", 1.0)
 
@@ -112,27 +120,14 @@ def compiler_passes(plan: BuildPlan, component: Component, table: ComponentEntry
     from rtgen.passes.broadcast_mask import BroadcastMask
     from rtgen.passes.decompose_attention import DecomposeAttention
     from rtgen.passes.fix_dimension import FixDimension
-    from rtgen.passes.inline_functions import InlineFunctions
-    from rtgen.plugins import w4a4_linear
+    from rtgen.passes.fuse_attention_conv import FuseAttentionConv
+    from rtgen.passes.mark_plugins import MarkPlugins
+    from rtgen.plugins.registry import PLUGINS
 
     passes: list[ir.passes.PassBase] = [AttachFunctions()]
-    if plan.gpu.compiler != "onnxruntime" and table.runs_on == "device":
-        passes += [InlineFunctions({w4a4_linear.PLUGIN.name}), BroadcastMask(), DecomposeAttention()]
+    if plan.gpu.builds_engines and table.runs_on == "device":
+        fused, marked = FuseAttentionConv(), MarkPlugins(PLUGINS.values())
+        passes = [fused, *passes, marked, BroadcastMask(), DecomposeAttention()]
     if component == "denoiser" and plan.fixed_ring is not None:
         passes.append(FixDimension("ring", plan.fixed_ring))
     return passes
-
-
-def with_ring(table: ComponentEntry, length: int) -> ComponentEntry:
-    """The denoiser's table with the ring's length, in tokens, as a number."""
-    ring = {name for state in table.states for name in (state.input, state.output)}
-
-    def fixed(tensors: tuple[object, ...]) -> list[object]:
-        return [
-            tensor.model_copy(update={"shape": (*tensor.shape[:2], length, tensor.shape[3])})  # type: ignore[attr-defined]
-            if tensor.name in ring  # type: ignore[attr-defined]
-            else tensor
-            for tensor in tensors
-        ]
-
-    return table.model_copy(update={"inputs": tuple(fixed(table.inputs)), "outputs": tuple(fixed(table.outputs))})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from rtgen.build.ring_values import comparable_states
 from rtgen.runtime.session import Array, Backend, Session
 
 if TYPE_CHECKING:
@@ -72,10 +73,9 @@ class LockstepSession:
             self._observe(self._name, name, self.candidate.read(name), self.reference.read(name))
 
     def observe_states(self) -> None:
-        for state in self.component.states:
+        for name, read in comparable_states(self.component):
             # Rings and past frames are large: only one of them is on the host at a time.
-            values = self.candidate.read(state.output), self.reference.read(state.output)
-            self._observe(self._name, state.output, *values)
+            self._observe(self._name, name, read(self.candidate), read(self.reference))
 
     def read(self, name: str) -> Array:
         return self.reference.read(name)

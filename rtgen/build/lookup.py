@@ -11,7 +11,7 @@ from rtgen.build.sizes import sizes_of
 from rtgen.config.model import Size
 from rtgen.engine.manifest import Manifest
 from rtgen.errors import MissingDependencyError, SizeError
-from rtgen.runtime.profiles import pixels, serves
+from rtgen.runtime.profiles import pixels, serve_all
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,10 @@ class FoundPackage:
     """What builds it again."""
 
 
-def find_package(request: BuildRequest, size: Size) -> FoundPackage | None:
-    """The package that plays ``size``, or None. It is not verified, and ``request.sizes`` are not looked at.
+def find_package(request: BuildRequest, size: Size, *more: Size) -> FoundPackage | None:
+    """The package that plays ``size``, and ``more`` sizes after it, or None.
+
+    It is not verified, and ``request.sizes`` are not looked at.
 
     Considered are the packages that the request would build today, for whichever sizes: with the same weights,
     configs, compiler and sources. Preferred is the one whose greatest size is the least, since that decides what it
@@ -33,7 +35,7 @@ def find_package(request: BuildRequest, size: Size) -> FoundPackage | None:
     """
     plan = plan_build(replace(request, sizes=()))
     store, model, gpu = plan.store, plan.model.name, plan.gpu.name
-    serving = [found for found in store.manifests(model, gpu) if any(serves(p, size) for p in found.profiles)]
+    serving = [found for found in store.manifests(model, gpu) if serve_all(found.profiles, (size, *more))]
     for manifest in sorted(serving, key=lambda manifest: _rank(manifest, size)):
         path = store.find_package(model, gpu, manifest.key) if _is_of(plan, manifest) else None
         if path is not None:

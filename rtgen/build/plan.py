@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from platformdirs import user_data_dir
 
 from rtgen.build.chosen_prompts import calibration_prompts
+from rtgen.build.chosen_ring import chosen_ring
 from rtgen.build.request import BuildRequest
 from rtgen.build.sizes import requested_profiles
 from rtgen.build.toolchain import (
@@ -28,18 +29,23 @@ from rtgen.build.toolchain import (
     installed_toolchain,
     quantizer_sources,
     recorder_sources,
+    torch_sources,
 )
 from rtgen.build.weights import published_key, published_sources
 from rtgen.config.gpu import Compiler, GpuConfig
+from rtgen.config.kv_cache import kv_cache_of, pool_rows
 from rtgen.config.load import load_gpu, load_model, load_recipe, recipe_for
 from rtgen.config.locate import bundled_directory
 from rtgen.config.model import ModelConfig, ResolutionProfile, Size
-from rtgen.config.recipe import Precision, RecipeConfig
+from rtgen.config.recipe import KVCacheFormat, Precision, RecipeConfig
+from rtgen.engine import compilers
+from rtgen.engine.compilers import require_torch, with_compiler
 from rtgen.engine.manifest import Component
 from rtgen.engine.trt import TRAITS, installed_version, unsupported_reason
 from rtgen.errors import MissingDependencyError, NoGpuError, UsageError
 from rtgen.models.checkpoints.layouts import Source
 from rtgen.models.registry import COMPONENTS, checkpoint_files
+from rtgen.plugins import compiler as kernels
 from rtgen.runtime.profiles import pixels
 from rtgen.store.keys import JsonValue, fields_digest
 from rtgen.store.store import Store
@@ -91,16 +97,22 @@ class BuildPlan:
 
     @cached_property
     def fixed_ring(self) -> int | None:
-        """Tokens of the K/V ring where its length is part of the graph, or None where it follows the frame size.
+        """Rows of the K/V ring where its length is part of the graph, or None where it follows the frame size.
 
         TensorRT imports TensorScatter as an in-place cache update only for a ring of fixed length: that of the
         greatest size, of which smaller frames use a prefix.
         """
-        return None if self.gpu.compiler == "onnxruntime" else self.ring_at(self.largest)
+        return self.ring_at(self.largest) if self.gpu.builds_engines else None
 
     def ring_at(self, sizes: Mapping[str, int]) -> int:
-        """Tokens of the K/V ring that frames of these symbolic dimensions fill."""
-        return self.model.cache.window * sizes["rows"] * sizes["columns"]
+        """Rows of the K/V ring for frames of these symbolic dimensions: the window's tokens, then its pool."""
+        tokens = self.model.cache.window * sizes["rows"] * sizes["columns"]
+        return tokens + pool_rows(self.model, self.kv_cache)
+
+    @property
+    def kv_cache(self) -> KVCacheFormat:
+        """What the K/V ring holds."""
+        return kv_cache_of(self.model, self.recipe)
 
     @cached_property
     def graph_digest(self) -> str:
@@ -177,11 +189,26 @@ class BuildPlan:
     def graphs_key(self) -> str:
         return self._graphs_key(self.toolchain)
 
+    @cached_property
+    def contents_key(self) -> str:
+        """Of what the package is made of: graphs, or for torch weights and what describes the modules."""
+        if self.gpu.compiler != "torch":
+            return self.graphs_key
+        return fields_digest(
+            {
+                "weights": self.graph_digest,
+                "codes": None if self.recipe.quantization is None else self.codes_key,
+                "kv_cache": self.kv_cache.model_dump(mode="json"),
+                "sources": torch_sources(),
+            }
+        )
+
     def _export_key(self, toolchain: Mapping[str, str]) -> str:
         return fields_digest(
             {
                 "graphs": self.graph_digest,
                 "precision": self.recipe.precision,
+                "kv_cache": self.kv_cache.model_dump(mode="json"),
                 "exporter": {name: toolchain[name] for name in EXPORTER_PACKAGES},
                 "sources": exporter_sources(),
             }
@@ -213,6 +240,7 @@ class BuildPlan:
                 "graphs": self.denoiser_digest,
                 "recipe": self.recipe.name,
                 "quantization": quantization.model_dump(mode="json"),
+                "kv_cache": self.kv_cache.model_dump(mode="json") if quantization.is_calibrated else None,
                 "calibration": self._calibration_key(toolchain) if quantization.is_calibrated else None,
                 "torch": toolchain["torch"],
                 "modelopt": toolchain.get(MODELOPT) if quantization.needs_modelopt else None,
@@ -227,10 +255,12 @@ class BuildPlan:
     def package_key(self) -> str:
         return fields_digest(
             {
-                "graphs": self.graphs_key,
+                "graphs": self.contents_key,
                 "model": self.model_digest,
                 "recipe": self.recipe.model_dump(mode="json", exclude={"title", "targets"}),
                 "compiler": {"name": self.gpu.compiler, "version": self.compiler_version},
+                # The sources of kernels are among the exporter's.
+                "kernels": kernels.compiler_version() if self.gpu.builds_engines else None,
                 "sources": builder_sources(),
                 # Engines of TensorRT for RTX and ONNX files serve every operating system; TensorRT's do not.
                 "platform": sys.platform if self.gpu.compiler == "tensorrt" else "any",
@@ -248,9 +278,11 @@ def plan_build(request: BuildRequest) -> BuildPlan:
 
     Raises UnknownNameError, ConfigError, UsageError, PromptError, SizeError, MissingDependencyError or CheckpointError.
     """
-    gpu, model = load_gpu(request.gpu), with_decoder(load_model(request.model), request.decoder)
+    gpu = with_compiler(load_gpu(request.gpu), cast("Compiler | None", request.backend))
+    model = with_decoder(load_model(request.model), request.decoder)
     recipe = load_recipe(request.recipe or gpu.default_recipe)
     recipe_for(gpu, recipe)
+    recipe = chosen_ring(gpu, model, recipe, request.kv_bits)
     profiles = requested_profiles(model, request.sizes)
     weights = request.weights or weights_directory(model)
     published = published_sources(model, weights) if model.weights.published else None
@@ -273,7 +305,7 @@ def check_presence(gpu: GpuConfig) -> None:
         raise NoGpuError(
             f"{TRAITS['tensorrt'].title} compiles on the GPU itself, and this machine has none of compute capability "
             f"{gpu.compute_capability}",
-            hint=f"build {gpu.name} packages on such a machine; RTX targets build anywhere",
+            hint=f"--backend torch builds {gpu.name} packages anywhere, as RTX targets do",
         )
 
 
@@ -303,15 +335,20 @@ def compiler_version(gpu: GpuConfig) -> str:
     compiler: Compiler = gpu.compiler
     if compiler == "onnxruntime":
         return onnxruntime_version()
+    if compiler == "torch":
+        return require_torch(f"{gpu.name} is to run with torch, which")
     assert gpu.compute_capability is not None  # load_gpu checked it
     found = installed_version(compiler)
     if found is None:
         other = unsupported_reason("tensorrt_rtx", gpu.compute_capability) if compiler == "tensorrt" else None
         reason = f": {other}" if other else ""
-        raise MissingDependencyError(
-            f"{gpu.name} needs {TRAITS[compiler].title}, which is not installed{reason}",
-            hint='pip install "rtgen[tensorrt]"' if compiler == "tensorrt" else "pip install --upgrade rtgen",
-        )
+        title, install = TRAITS[compiler].title, TRAITS[compiler].install
+        if gpu.fallback == "torch" and compilers.installed_version("torch") is None:
+            raise MissingDependencyError(
+                f"{gpu.name} needs {title} or torch, and neither is installed{reason}",
+                hint=f'{compilers.TORCH_INSTALL} for torch, or "rtgen[tensorrt]"',
+            )
+        raise MissingDependencyError(f"{gpu.name} needs {title}, which is not installed{reason}", hint=install)
     return found
 
 

@@ -10,7 +10,8 @@ class BuildRequest:
 
     ``sizes`` (height, width) replace the model's resolution profiles by these sizes and those between them.
     ``decoder``: one of those that the model's config offers, None for the one it names. ``calibration_prompts``: a text
-    file in place of the model's own list.
+    file in place of the model's own list. ``kv_bits``: of a number in the K/V ring, 16, 8 or 4; None for the
+    recipe's. ``backend``: the compiler to build with, None for the one that the GPU's config names.
     """
 
     gpu: str
@@ -22,3 +23,5 @@ class BuildRequest:
     force: bool = False
     decoder: str | None = None
     calibration_prompts: Path | None = None
+    kv_bits: int | None = None
+    backend: str | None = None

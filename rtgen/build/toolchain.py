@@ -10,10 +10,19 @@ from pathlib import Path
 import rtgen
 from rtgen.config.locate import bundled_directory, data_directory
 from rtgen.errors import MissingDependencyError
+from rtgen.store.keys import fields_digest
 
 EXPORTER_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript")
 MODELOPT = "nvidia-modelopt"
-EXPORTER_SOURCES = ("export", "passes", "plugins", "config/model.py", "engine/manifest.py")
+EXPORTER_SOURCES = (
+    "export",
+    "passes",
+    "plugins",
+    "config/kv_cache.py",
+    "config/model.py",
+    "data_types.py",
+    "engine/manifest.py",
+)
 RECORDER_SOURCES = (
     "quantize/calibration_set.py",
     "quantize/contexts.py",
@@ -28,6 +37,8 @@ RECORDER_SOURCES = (
     "runtime/schedule.py",
 )
 BUILDER_SOURCES = ("build", "engine", "runtime/profiles.py", "runtime/schedule.py")
+RING_SOURCES = ("plugins/quantized_kv_cache_attention.py", "plugins/quantized_kv_cache_attention_reference.py")
+"""What the ring of codes computes."""
 RECORD = "exporter.json"
 
 
@@ -71,7 +82,13 @@ def recorder_sources() -> str:
 @cache
 def quantizer_sources() -> str:
     """Digest of rtgen's own code that quantizes weights; its passes are among the exporter's sources."""
-    return _sources(("plugins/w4a4_linear.py",), *_modules("quantize"), *_modules("models"))
+    return _sources(("plugins/w4a4_linear.py", *RING_SOURCES), *_modules("quantize"), *_modules("models"))
+
+
+@cache
+def torch_sources() -> str:
+    """Digest of rtgen's own code that decides what a package of weights holds, and how it is computed."""
+    return fields_digest({"exporter": exporter_sources(), "backend": _sources(("torch_backend",))})
 
 
 @cache

@@ -13,6 +13,7 @@ from rtgen.build.engines import make_package
 from rtgen.build.graphs import make_export, make_graphs
 from rtgen.build.plan import BuildPlan, plan_build
 from rtgen.build.quantized import STAGE, make_quantized
+from rtgen.build.torch_package import make_torch_package
 from rtgen.build.weights import convert_published
 from rtgen.engine.package import read_manifest
 
@@ -88,6 +89,11 @@ def prepared(request: BuildRequest, progress: Progress) -> tuple[BuildPlan, Path
     return walk.converted(), walk.prepared()
 
 
+def with_weights(request: BuildRequest, progress: Progress) -> BuildPlan:
+    """A request's plan with the weights as the build uses them; published ones are converted first."""
+    return _Walk(plan_build(request), progress).converted()
+
+
 def _forget(plan: BuildPlan) -> None:
     for package in plan.store.packages():
         if (package.model, package.gpu, package.key) == (plan.model.name, plan.gpu.name, plan.package_key):
@@ -107,6 +113,10 @@ class _Walk:
 
     def fill_package(self, folder: Path) -> Manifest:
         """Make the package in ``folder``."""
+        plan = self.plan
+        if plan.gpu.compiler == "torch":
+            codes = None if plan.recipe.quantization is None else self.codes()
+            return make_torch_package(self.converted(), codes, folder, self.progress)
         return make_package(self.converted(), self.graphs(), folder, self.progress)
 
     def converted(self) -> BuildPlan:

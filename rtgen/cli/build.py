@@ -26,6 +26,8 @@ def build(
     recipe: str | None,
     sizes: Sequence[tuple[int, int]],
     decoder: str | None,
+    kv_bits: int | None,
+    backend: str | None,
     calibration_prompts: Path | None,
     weights: Path | None,
     store: Path | None,
@@ -47,7 +49,19 @@ def build(
         names = dict.fromkeys(resolve_gpu(name, progress) for name in gpu or ("auto",))
         outcomes = {
             name: build_fitting(
-                BuildRequest(name, model, recipe, tuple(sizes), weights, store, force, decoder, calibration_prompts),
+                BuildRequest(
+                    name,
+                    model,
+                    recipe,
+                    tuple(sizes),
+                    weights,
+                    store,
+                    force,
+                    decoder,
+                    calibration_prompts,
+                    kv_bits,
+                    backend,
+                ),
                 progress,
             )
             for name in names
@@ -88,7 +102,8 @@ def plan_lines(plan: Mapping[str, int]) -> list[str]:
 
 def _summary(outcome: "BuildOutcome") -> list[str]:
     manifest = outcome.manifest
-    what = f"{manifest.model.name} for {manifest.target.gpu}, recipe {manifest.recipe}"
+    ring = "" if manifest.kv_bits == 16 else f", K/V in {manifest.kv_bits} bits"
+    what = f"{manifest.model.name} for {manifest.target.gpu}, recipe {manifest.recipe}{ring}"
     done = "already built" if outcome.cached else f"built in {outcome.seconds:.1f} s"
     compiler = f"{manifest.compiler.name} {manifest.compiler.version}"
     files = {

@@ -39,6 +39,8 @@ def key(
     recipe: str | None,
     sizes: Sequence[tuple[int, int]],
     decoder: str | None,
+    kv_bits: int | None,
+    backend: str | None,
     calibration_prompts: Path | None,
     weights: Path | None,
     store: Path | None,
@@ -52,7 +54,9 @@ def key(
 
     with output.progress() as progress:
         name = resolve_gpu(gpu, progress)
-    request = BuildRequest(name, model, recipe, tuple(sizes), weights, store, False, decoder, calibration_prompts)
+    request = BuildRequest(
+        name, model, recipe, tuple(sizes), weights, store, False, decoder, calibration_prompts, kv_bits, backend
+    )
     value = package_key(request)
     return Result({"key": value, "gpu": name, "model": model}, lines=[value], quiet=[value])
 

@@ -17,6 +17,8 @@ def export(
     recipe: str | None,
     sizes: Sequence[tuple[int, int]],
     decoder: str | None,
+    kv_bits: int | None,
+    backend: str | None,
     calibration_prompts: Path | None,
     weights: Path | None,
     store: Path | None,
@@ -31,7 +33,9 @@ def export(
 
     with output.progress() as progress:
         name = resolve_gpu(gpu, progress)
-        request = BuildRequest(name, model, recipe, tuple(sizes), weights, store, False, decoder, calibration_prompts)
+        request = BuildRequest(
+            name, model, recipe, tuple(sizes), weights, store, False, decoder, calibration_prompts, kv_bits, backend
+        )
         folder = export_stage(request, progress)
     data = {"folder": str(folder), "files": sorted(path.name for path in folder.iterdir())}
     return Result(data, lines=[str(folder)], quiet=[str(folder)])

@@ -21,6 +21,7 @@ COMMANDS = {
         "estimate",
         "Predict the speed, memory and power of a model on a GPU, and what would lift it.",
     ),
+    "bench": Lazy("rtgen.cli.bench", "bench", "Time kernels and pipelines beside what people use today."),
     "doctor": Lazy("rtgen.cli.doctor", "doctor", "Show what works on this machine, and how to fix what does not."),
     "gpu": Lazy("rtgen.cli.gpu", "gpu", "List and show the GPUs that packages are built for."),
     "model": Lazy("rtgen.cli.model", "model", "List and show the models."),

@@ -1,9 +1,10 @@
 """From what a user asks to see to an open pipeline: the package is found in the store, or built."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rtgen.cli.table import size_text
-from rtgen.errors import NoGpuError, PackageInvalidError, PackageMissingError, SizeError
+from rtgen.errors import PackageInvalidError, PackageMissingError, SizeError
 
 if TYPE_CHECKING:
     from rtgen.build.request import BuildRequest
@@ -22,16 +23,17 @@ def chosen_size(size: tuple[int, int] | None, model: str) -> tuple[int, int]:
 
 
 def open_pipeline(
-    request: "BuildRequest", size: tuple[int, int], progress: "Progress", *, may_build: bool
+    request: "BuildRequest", sizes: Sequence[tuple[int, int]], progress: "Progress", *, may_build: bool
 ) -> "Pipeline":
-    """The pipeline of a package that plays ``size``; the package comes from the store, or is built."""
+    """The pipeline of a package that plays ``sizes``, the first one first; it comes from the store, or is built."""
     from rtgen.build.fitting import build_fitting
     from rtgen.build.lookup import find_package
     from rtgen.build.walk import build
     from rtgen.runtime.pipeline import Pipeline
+    from rtgen.runtime.select import require_device
 
-    _require_device(request.gpu)
-    found = find_package(request, size)
+    require_device(request.gpu)
+    found = find_package(request, *sizes)
     if found is not None:
         try:
             return Pipeline.open(found.path)
@@ -40,26 +42,15 @@ def open_pipeline(
                 raise
             progress.note("the package in the store is damaged: building it again")
             return Pipeline.open(build(found.request, progress).package)
-    _require_profile(request, size)
+    for size in sizes:
+        _require_profile(request, size)
     what = f"there is no package of {request.model} for {request.gpu}"
-    reason = f"{what} that serves {size_text(size)} with these settings"
+    reason = f"{what} that serves {' and '.join(map(size_text, sizes))} with these settings"
     if not may_build:
         hint = f"rtgen build --gpu {request.gpu} --model {request.model}, or leave out --no-build"
         raise PackageMissingError(reason, hint=hint)
     progress.note(f"{reason}: building one (rtgen build does that ahead of time)")
-    return Pipeline.open(build_fitting(request, progress, serving=size).package)
-
-
-def _require_device(gpu: str) -> None:
-    """Refuse a GPU's package on a machine without one before minutes go into building it. Raises NoGpuError."""
-    from rtgen.config.load import load_gpu
-    from rtgen.runtime.select import detect_gpus
-
-    if load_gpu(gpu).compute_capability is not None and not detect_gpus():
-        raise NoGpuError(
-            f"{gpu} packages run on an NVIDIA GPU, and this machine has none with a working driver",
-            hint="rtgen run --gpu cpu runs on the processor; rtgen build works without a GPU",
-        )
+    return Pipeline.open(build_fitting(request, progress, serving=sizes).package)
 
 
 def _require_profile(request: "BuildRequest", size: tuple[int, int]) -> None:

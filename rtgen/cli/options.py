@@ -38,6 +38,10 @@ def _to_sizes(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
     return tuple(map(parse_size, value))
 
 
+def _to_int(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    return None if value is None else int(value)
+
+
 def _complete_size(ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
     return _matching(lambda: _sizes(ctx.params.get("model") or DEFAULT_MODEL), incomplete)
 
@@ -59,6 +63,7 @@ def complete_package(ctx: click.Context, param: click.Parameter, incomplete: str
 DEFAULT_MODEL = "postcard"
 DECODERS = ("vae", "taehv")
 """Of model configs; which of them a model offers is the build's to check."""
+BACKENDS = ("tensorrt_rtx", "tensorrt", "onnxruntime", "torch")
 _path = click.Path(path_type=Path)
 
 gpu_option = partial(
@@ -89,6 +94,14 @@ decoder_option = partial(
     click.option, "--decoder", metavar="NAME", type=click.Choice(DECODERS),
     help="What turns latents into frames, of the decoders that the model offers: vae or taehv (tiny).",
 )  # fmt: skip
+kv_bits_option = partial(
+    click.option, "--kv-bits", metavar="N", type=click.Choice(["16", "8", "4"]), callback=_to_int,
+    help="Bits of a number in the K/V ring: 16 (the recipe's precision), 8 or 4; the recipe's own by default.",
+)  # fmt: skip
+backend_option = partial(
+    click.option, "--backend", metavar="NAME", type=click.Choice(BACKENDS),
+    help="What compiles and runs the package; the GPU's own by default. torch serves every target.",
+)  # fmt: skip
 calibration_option = partial(
     click.option, "--calib-prompts", "calibration_prompts", metavar="FILE", type=_path,
     help="Prompts to calibrate the recipe on, one a line; the model's own by default.",
@@ -106,7 +119,9 @@ def build_options(*, gpus: bool = False, sizes: bool = True, recipes: bool = Fal
         size = sizes_option() if sizes else size_option()
         recipe = recipe_option("recipes", multiple=True, help=_RECIPES_HELP) if recipes else recipe_option()
         where, what = (store_option(), weights_option()), (recipe, model_option(), gpu)
-        for option in (*where, calibration_option(), decoder_option(), size, *what):
+        # Several recipes are compared as they are.
+        ring = () if recipes else (backend_option(), kv_bits_option())
+        for option in (*where, calibration_option(), *ring, decoder_option(), size, *what):
             callback = option(callback)
         return callback
 

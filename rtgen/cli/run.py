@@ -11,12 +11,13 @@ import click
 from rtgen.cli.destination import STANDARD_OUTPUT, check_destination, default_destination
 from rtgen.cli.group import command
 from rtgen.cli.opening import chosen_size, open_pipeline
-from rtgen.cli.options import build_options, resolve_gpu
+from rtgen.cli.options import build_options, parse_size, resolve_gpu
 from rtgen.cli.output import Output, Result
 from rtgen.errors import PromptError, UsageError
 
 if TYPE_CHECKING:
     from rtgen.progress import Progress
+    from rtgen.runtime.player import Change
 
 DEFAULT_SECONDS = 5.0
 PACES = ("fastest", "realtime")
@@ -45,7 +46,7 @@ def _video_on_stdout(ctx: click.Context, parameter: click.Parameter, value: str 
 )  # fmt: skip
 @click.option(
     "--then", metavar="S TEXT", type=(float, str), multiple=True,
-    help="From second S on, go on with another prompt; repeatable.",
+    help="From second S on, go on with another prompt, or with frames of another size (size=HxW); repeatable.",
 )  # fmt: skip
 @click.option(
     "--error-budget", metavar="E", type=float, default=0.0, show_default=True,
@@ -64,6 +65,8 @@ def run(
     recipe: str | None,
     size: tuple[int, int] | None,
     decoder: str | None,
+    kv_bits: int | None,
+    backend: str | None,
     calibration_prompts: Path | None,
     weights: Path | None,
     store: Path | None,
@@ -84,10 +87,11 @@ def run(
     rtgen run --prompt "a red hot air balloon over the mountains at sunset"
     rtgen run --prompt "a blue bird over a lake" --seconds 3 -o bird.gif
     rtgen run --prompt "a red kite over a meadow at noon" --then 3 "a red kite over a meadow at night" --seconds 6
+    rtgen run --prompt "a red kite over a meadow at noon" --size 96x96 --then 2 size=192x192
     """
     text = _checked_prompt(prompt)
     count, shape = _frame_count(seconds, frames, model), chosen_size(size, model)
-    changes = _prompt_changes(then, model)
+    changes = _changes(then, model)
     target = destination or default_destination(text, seed, Path())
     check_destination(target)
     from rtgen.build.request import BuildRequest
@@ -98,9 +102,11 @@ def run(
     budget = checked_budget(error_budget)
     with output.progress() as progress:
         request = BuildRequest(
-            resolve_gpu(gpu, progress), model, recipe, (), weights, store, False, decoder, calibration_prompts
-        )
-        with open_pipeline(request, shape, progress, may_build=not no_build) as pipeline:
+            resolve_gpu(gpu, progress), model, recipe, (), weights, store, False, decoder, calibration_prompts, kv_bits,
+            backend,
+        )  # fmt: skip
+        sizes = dict.fromkeys([shape, *(change.size for change in changes if change.size is not None)])
+        with open_pipeline(request, list(sizes), progress, may_build=not no_build) as pipeline:
             live = _live_line(progress, count)
             rate = pipeline.manifest.model.frames_per_second
             paced = RealTime(rate, budget) if pace == "realtime" else None
@@ -146,15 +152,21 @@ def _live_line(progress: "Progress", frames: int) -> Callable[[int, float, float
     return on_progress
 
 
-def _prompt_changes(then: tuple[tuple[float, str], ...], model: str) -> list[tuple[int, str]]:
-    """Each later prompt with the number of frames before it."""
+def _changes(then: tuple[tuple[float, str], ...], model: str) -> "list[Change]":
+    """Later prompts and sizes, each with the number of frames before it."""
     from rtgen.config.load import load_model
+    from rtgen.runtime.player import Change
 
     changes = []
-    for second, prompt in then:
+    for second, what in then:
         if not 0 < second < math.inf:
             raise UsageError(f"--then takes a second after the start, not {second:g}", hint='such as --then 3 "TEXT"')
-        changes.append((round(second * load_model(model).frames_per_second), _checked_prompt(prompt)))
+        frames = round(second * load_model(model).frames_per_second)
+        name, is_setting, value = what.strip().partition("=")
+        if name == "size" and is_setting:
+            changes.append(Change(frames, size=chosen_size(parse_size(value), model)))
+        else:
+            changes.append(Change(frames, prompt=_checked_prompt(what)))
     return changes
 
 

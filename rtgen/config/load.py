@@ -53,7 +53,7 @@ def load_gpu(name: str) -> "GpuConfig":
 
     path = _find("gpu", name)
     gpu = _load("gpu", path, GpuConfig)
-    if gpu.compiler != "onnxruntime" and gpu.compute_capability is None:
+    if gpu.builds_engines and gpu.compute_capability is None:
         raise _invalid("gpu", path, f"compute_capability: compiler '{gpu.compiler}' needs one")
     if gpu.default_recipe not in list_recipes():
         raise _invalid("gpu", path, f"default_recipe: there is no recipe '{gpu.default_recipe}'")
@@ -110,8 +110,12 @@ def match_gpu(device_name: str, compute_capability: str, vram_gib: float) -> "Gp
 
 def _refusal(gpu: "GpuConfig", recipe: "RecipeConfig") -> str | None:
     if gpu.compiler not in recipe.compilers:
-        return f"recipe '{recipe.name}' is for {' and '.join(recipe.compilers)}, but {gpu.name} uses {gpu.compiler}"
+        *others, last = recipe.compilers
+        served = f"{', '.join(others)} and {last}" if others else last
+        return f"recipe '{recipe.name}' is for {served}, but {gpu.name} uses {gpu.compiler}"
     capability = gpu.compute_capability
+    if capability is not None and not recipe.compute_capabilities:
+        return f"recipe '{recipe.name}' is for processors, and {gpu.name} is a GPU"
     if capability is not None and capability not in recipe.compute_capabilities:
         known = ", ".join(recipe.compute_capabilities)
         return f"recipe '{recipe.name}' runs on compute capability {known}, but {gpu.name} has {capability}"

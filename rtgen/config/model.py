@@ -68,6 +68,8 @@ class CacheConfig(Section):
     sink: int = Field(default=0, ge=0)
     position_limit: int = Field(default=1024, gt=0)
     """Latent frames that the positions in time reach (Wan's rotary table); longer streams count them anew."""
+    keep: float | None = Field(default=None, gt=0, le=1)
+    """Where the ring holds codes: the share of its frames that a pass sees whole, instead of the recipe's."""
 
     @model_validator(mode="after")
     def _whole_chunks(self) -> Self:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from rtgen.config.base import Section
-from rtgen.config.gpu import Compiler
+from rtgen.config.gpu import ENGINE_COMPILERS, Compiler
 
 Precision = Literal["float16", "float32"]
 Algorithm = Literal["none", "max", "smoothquant", "awq", "svdquant"]
@@ -102,6 +102,28 @@ class Quantization(Section):
         return self
 
 
+class KVCacheFormat(Section):
+    """How the K/V ring keeps keys and values (``rtgen.plugins.quantized_kv_cache_attention``)."""
+
+    bits: Literal[16, 8, 4] = 16
+    """Of a number in the ring; 16: the recipe's precision, without codes."""
+    keep: float = Field(default=1.0, gt=0, le=1)
+    """Share of the ring's frames that a pass sees whole; each of the others is seen as one pooled token a head."""
+    recent: float = Field(default=0.25, ge=0, le=1)
+    """Share of the ring's frames, the newest ones, that are always seen whole."""
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether the ring holds codes and scales."""
+        return self.bits < 16
+
+    @model_validator(mode="after")
+    def _frames_of_codes(self) -> Self:
+        if self.keep < 1 and not self.is_coded:
+            raise ValueError("keep below 1 needs a ring of 8 or 4 bits")
+        return self
+
+
 class Targets(Section):
     """What the fidelity report holds a recipe to, on the bundled model."""
 
@@ -123,11 +145,12 @@ class RecipeConfig(Section):
     """Those it can run on; empty for recipes of the processor."""
     quantization: Quantization | None = None
     """None leaves all weights and activations in ``precision``."""
+    kv_cache: KVCacheFormat = KVCacheFormat()
     targets: Targets = Targets()
 
     @model_validator(mode="after")
     def _capabilities_of_gpus(self) -> Self:
-        is_for_gpus = any(compiler != "onnxruntime" for compiler in self.compilers)
+        is_for_gpus = any(compiler in ENGINE_COMPILERS for compiler in self.compilers)
         if is_for_gpus != bool(self.compute_capabilities):
             raise ValueError("compute_capabilities belong to recipes for tensorrt_rtx and tensorrt, and to no others")
         return self

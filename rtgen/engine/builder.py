@@ -50,6 +50,8 @@ class EngineJob:
     """As ``major.minor``."""
     profiles: tuple[Mapping[str, Range], ...] = ()
     """One entry per optimization profile, in order; inputs without dynamic dimensions may be left out."""
+    kernels: Path | None = None
+    """The folder with the cubins of plugins; it need not exist where the graph has none."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class EngineResult:
     seconds: float
     layers: int
     """Layers of the network before optimization."""
+    plugins: Mapping[str, int]
+    """How many of them are plugins, by name."""
     log: tuple[str, ...]
     """Warnings and errors of the compiler."""
 
@@ -113,6 +117,7 @@ def job_message(job: EngineJob, partial: Path) -> bytes:
         "partial": str(partial.absolute()),
         "output": str(job.output.absolute()),
         "compute_capability": job.compute_capability,
+        "kernels": None if job.kernels is None else str(job.kernels.absolute()),
         "profiles": [{name: list(shapes) for name, shapes in profile.items()} for profile in job.profiles],
     }
     return json.dumps(fields).encode("ascii")
@@ -236,6 +241,7 @@ class _Build:
             activation_bytes=result["activation_bytes"],
             seconds=seconds,
             layers=result["layers"],
+            plugins=result["plugins"],
             log=tuple(self._notable),
         )
 

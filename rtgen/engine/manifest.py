@@ -1,8 +1,9 @@
 """The manifest of an engine package: everything the runtime wing needs to know, and nothing to execute.
 
-Shapes are symbolic. A dimension is an integer or a product of integers and dimension names such as
-``"12*rows*columns"``; the base names are ``rows`` and ``columns`` (the token grid of one latent frame), ``tokens``
-(the padded prompt) and whatever else a component declares. :func:`resolve` turns it into a number.
+Shapes are symbolic. A dimension is an integer or a sum of products of integers and dimension names, such as
+``"12*rows*columns"`` or ``"12*rows*columns+12"``; the base names are ``rows`` and ``columns`` (the token grid of one
+latent frame), ``tokens`` (the padded prompt) and whatever else a component declares. :func:`resolve` turns it into a
+number.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,19 +13,16 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
+from rtgen.data_types import ITEM_SIZES, DataType
+
 MANIFEST_NAME = "manifest.json"
 
-Dimension = int | Annotated[str, StringConstraints(pattern=r"^(\d+|[a-z_]+)(\*(\d+|[a-z_]+))*$", max_length=80)]
+Dimension = int | Annotated[str, StringConstraints(pattern=r"^(\d+|[a-z_]+)([*+](\d+|[a-z_]+))*$", max_length=80)]
 Component = Literal["text_encoder", "denoiser", "decoder"]
-DataType = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
 FileName = Annotated[str, StringConstraints(pattern=r"^(kernels/)?[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)]
 """A plain name, optionally under ``kernels/``: no path of a manifest can leave its package."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Size = tuple[int, int]
-
-ITEM_SIZES: Mapping[str, int] = {
-    "float32": 4, "float16": 2, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1,
-}  # fmt: skip
 
 
 class Entry(BaseModel):
@@ -53,17 +51,17 @@ class StateEntry(Entry):
 
 
 class ComponentEntry(Entry):
-    """One engine or ONNX file and its tensor table."""
+    """One engine or ONNX file, or the description of a torch model, and its tensor table."""
 
     file: FileName
     weights: tuple[FileName, ...] = ()
-    """Files with external weights of an ONNX file; engines carry theirs."""
+    """Files with the weights of an ONNX file or a torch model; engines carry theirs."""
     inputs: tuple[TensorEntry, ...]
     outputs: tuple[TensorEntry, ...]
     states: tuple[StateEntry, ...] = ()
     runs_on: Literal["device", "host"] = "device"
-    """``host``: an ONNX file that ONNX Runtime runs on the processor, whatever the package's compiler, and that is
-    loaded only while it is needed."""
+    """``host``: loaded only while it is needed. An ONNX file, which ONNX Runtime runs on the processor whether the
+    package is one of engines or of graphs; in a package of weights they are brought to the device layer by layer."""
 
 
 class ProfileEntry(Entry):
@@ -82,7 +80,7 @@ class FileEntry(Entry):
 
 
 class CompilerEntry(Entry):
-    name: Literal["tensorrt_rtx", "tensorrt", "onnxruntime"]
+    name: Literal["tensorrt_rtx", "tensorrt", "onnxruntime", "torch"]
     version: str
 
 
@@ -156,6 +154,8 @@ class Manifest(Entry):
     model: ModelEntry
     target: TargetEntry
     recipe: str
+    kv_bits: Literal[16, 8, 4] = 16
+    """Of a number in the K/V ring; 16: the recipe's precision. A build may ask for others than the recipe's."""
     compiler: CompilerEntry
     profiles: tuple[ProfileEntry, ...] = Field(min_length=1)
     components: Mapping[Component, ComponentEntry]
@@ -171,7 +171,8 @@ def resolve(dimension: Dimension, sizes: Mapping[str, int]) -> int:
     """The value of a dimension. Raises KeyError for a name that ``sizes`` lacks."""
     if isinstance(dimension, int):
         return dimension
-    return prod(int(factor) if factor.isdigit() else sizes[factor] for factor in dimension.split("*"))
+    terms = (term.split("*") for term in dimension.split("+"))
+    return sum(prod(int(factor) if factor.isdigit() else sizes[factor] for factor in term) for term in terms)
 
 
 def resolve_shape(shape: Sequence[Dimension], sizes: Mapping[str, int]) -> tuple[int, ...]:

@@ -11,18 +11,12 @@ from dataclasses import dataclass
 from importlib import import_module, metadata
 from typing import Any, Literal
 
-from rtgen.engine.manifest import DataType
+from rtgen.data_types import TENSORRT_TYPES, DataType
 from rtgen.errors import MissingDependencyError, NoGpuError, PackageInvalidError, RtgenError
 
 Flavour = Literal["tensorrt_rtx", "tensorrt"]
 Module = Any
 """The imported ``tensorrt_rtx`` or ``tensorrt`` module, which has no types."""
-
-DATA_TYPES: Mapping[DataType, str] = {
-    "float32": "FLOAT", "float16": "HALF", "int64": "INT64", "int32": "INT32", "int8": "INT8", "uint8": "UINT8",
-    "bool": "BOOL",
-}  # fmt: skip
-"""The manifest's name of an element type and TensorRT's."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +108,12 @@ def create_network(module: Module, builder: Any) -> Any:
 
 def data_type(module: Module, name: DataType) -> Any:
     """TensorRT's ``DataType`` of a manifest's element type."""
-    return getattr(module.DataType, DATA_TYPES[name])
+    return getattr(module.DataType, TENSORRT_TYPES[name])
 
 
 def data_type_name(value: Any) -> DataType:
     """The manifest's name of a TensorRT ``DataType``. Raises PackageInvalidError for one that rtgen does not use."""
-    for name, member in DATA_TYPES.items():
+    for name, member in TENSORRT_TYPES.items():
         if value.name == member:
             return name
     raise PackageInvalidError(f"the engine has a tensor of type {value.name}", hint="make it again: rtgen build")

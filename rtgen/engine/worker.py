@@ -5,7 +5,7 @@ A separate process because native code can abort or crash, and because it can be
 
 ``progress``  ``fraction`` in 0..1, ``detail``
 ``log``       ``severity`` (``info``, ``warning``, ``error``), ``line``
-``result``    ``size``, ``weights_bytes``, ``activation_bytes``, ``layers``
+``result``    ``size``, ``weights_bytes``, ``activation_bytes``, ``layers``, ``plugins``
 ``error``     ``message``, ``hint`` (or null)
 """
 
@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
@@ -22,6 +23,9 @@ from typing import Any, BinaryIO
 from rtgen.engine import trt
 from rtgen.engine.phases import PhaseProgress
 from rtgen.errors import BuildError, RtgenError
+from rtgen.plugins.cubins import read_cubins
+from rtgen.plugins.registry import PLUGINS
+from rtgen.plugins.tensorrt_plugin import PackageKernels, register
 
 _READING, _BUILDING, _WRITING = 0.0, 0.02, 0.85
 """Where on the way from 0 to 1 each part begins. Reading and writing report no steps of their own."""
@@ -97,6 +101,13 @@ class _Log:
         self._events.send("log", severity=severity, line=line)
 
 
+def register_plugins(module: trt.Module, job: Mapping[str, Any]) -> None:
+    """Make TensorRT know rtgen's plugins. Their kernels are read only where it times them, on a GPU."""
+    folder = job["kernels"]
+    kernels = PackageKernels(job["compute_capability"], lambda: read_cubins(Path(folder).iterdir()) if folder else {})
+    register(module, PLUGINS.values(), kernels)
+
+
 def parse_network(module: trt.Module, network: Any, logger: Any, job: Mapping[str, Any]) -> Any:
     """Read the ONNX file into ``network`` and return the parser, which must live as long as the network.
 
@@ -122,6 +133,7 @@ def _describe(error: Any) -> str:
 def configure(module: trt.Module, builder: Any, network: Any, job: Mapping[str, Any]) -> Any:
     """A builder config with the job's target and optimization profiles. Raises BuildError for a bad profile."""
     config = builder.create_builder_config()
+    config.set_preview_feature(module.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)  # plugins that update in place
     trt.set_target(module, config, job["compute_capability"])
     names = {network.get_input(index).name for index in range(network.num_inputs)}
     for number, ranges in enumerate(job["profiles"]):
@@ -141,6 +153,7 @@ def build(job: Mapping[str, Any], events: Events) -> None:
     module = trt.load(job["flavour"])
     log = _Log(events)
     logger = trt.logger(module, log)
+    register_plugins(module, job)
     builder = module.Builder(logger)
     network = trt.create_network(module, builder)
     parser = parse_network(module, network, logger, job)
@@ -158,8 +171,19 @@ def build(job: Mapping[str, Any], events: Events) -> None:
         weights_bytes=log.memory.get("Weights", data.nbytes),
         activation_bytes=log.memory.get("Activation", 0),
         layers=network.num_layers,
+        plugins=plugin_layers(module, network),
     )
     del parser, monitor  # both had to outlive the build
+
+
+def plugin_layers(module: trt.Module, network: Any) -> dict[str, int]:
+    """How many layers of a network are plugins, by the plugin's name."""
+    names: Counter[str] = Counter()
+    for layer in (network.get_layer(index) for index in range(network.num_layers)):
+        if layer.type == module.LayerType.PLUGIN_V3:
+            layer.__class__ = module.IPluginV3Layer  # what TensorRT's bindings ask for instead of a cast
+            names[layer.plugin.plugin_name] += 1
+    return dict(names)
 
 
 def write_whole(partial: Path, output: Path, data: memoryview) -> None:

@@ -8,7 +8,7 @@ from rtgen.config.model import Size
 from rtgen.estimate.efficiencies import Efficiencies
 from rtgen.estimate.kernels import planned
 from rtgen.estimate.prediction import Prediction, predict
-from rtgen.estimate.setting import KV_BITS, Setting, possible_window
+from rtgen.estimate.setting import Setting, possible_kv_bits, possible_window
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,10 @@ def buildable(base: Prediction, efficiencies: Efficiencies) -> Prediction | None
         return base if base.fits else None
     recipes = [load_recipe(name) for name in list_recipes()]
     settings = [
-        replace(base.setting, recipe=recipe, kv_bits=16 if recipe.precision == "float16" else 32)
+        replace(base.setting, recipe=recipe, kv_bits=bits)
         for recipe in recipes
         if can_run(base.setting.gpu, recipe)
+        for bits in (possible_kv_bits(base.setting.with_recipe(recipe)) or (32,))
     ]
     ready = [predict(setting, efficiencies) for setting in settings if not planned(setting)]
     return max((item for item in ready if item.fits), key=lambda item: item.fps, default=None)
@@ -56,10 +57,9 @@ def buildable(base: Prediction, efficiencies: Efficiencies) -> Prediction | None
 def _changes(setting: Setting) -> Iterator[tuple[str, Setting, str]]:
     """What to type, the setting it gives, and what is known against it."""
     yield from _recipes(setting)
-    if setting.gpu.compute_capability is not None:
-        for bits in KV_BITS:
-            if bits != setting.kv_bits:
-                yield f"--kv-bits {bits}", replace(setting, kv_bits=bits), ""
+    for bits in possible_kv_bits(setting):
+        if bits != setting.kv_bits:
+            yield f"--kv-bits {bits}", replace(setting, kv_bits=bits), ""
     for window in _shorter_windows(setting):
         yield f"--window {window}", setting.with_window(window), "remembers less; the model may not be trained for it"
     for steps in sorted({setting.steps - 1, setting.steps // 2} - {0, setting.steps}, reverse=True):
@@ -77,7 +77,7 @@ def _recipes(setting: Setting) -> Iterator[tuple[str, Setting, str]]:
         recipe = load_recipe(name)
         same_precision = recipe.precision == setting.recipe.precision
         if name != setting.recipe.name and can_run(setting.gpu, recipe) and same_precision:
-            yield f"--recipe {name}", replace(setting, recipe=recipe), ""
+            yield f"--recipe {name}", setting.with_recipe(recipe), ""
 
 
 def _shorter_windows(setting: Setting) -> list[int]:

@@ -12,7 +12,7 @@ from rtgen.config.locate import config_directories
 from rtgen.errors import ConfigError
 
 Kind = Literal["linear", "attention", "low_bit_attention", "convolution", "bandwidth"]
-NumberType = Literal["fp32", "fp16", "bf16", "fp8", "fp4", "int8", "int4"]
+NumberType = Literal["fp32", "fp16", "fp16_sums", "bf16", "fp8", "fp4", "int8", "int4"]
 Status = Literal["measured", "published", "fitted", "target", "assumed"]
 Case = Literal["low", "value", "high"]
 """How well kernels do: at the lower end of what is known or assumed, as reckoned with, at the upper end."""
@@ -72,14 +72,6 @@ class Activations(Section):
     source: str
 
 
-class KvCodes(Section):
-    """What a ring of codes stores besides them: ``bits`` for each ``group`` of numbers."""
-
-    group: int = Field(gt=0)
-    bits: int = Field(ge=0)
-    source: str
-
-
 class Efficiencies(Section):
     """The whole file."""
 
@@ -87,7 +79,6 @@ class Efficiencies(Section):
     shortest_kernel: tuple[Ranged, ...] = Field(min_length=1)
     eager: Eager
     activations: Activations
-    kv_codes: KvCodes
 
     def find(self, gpu: GpuConfig, kind: Kind, number: NumberType | None = None) -> Efficiency:
         """The entry for work of a kind. Raises ConfigError when the file has none."""

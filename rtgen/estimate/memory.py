@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from rtgen.config.kv_cache import pool_rows
 from rtgen.config.model import TextEncoderConfig
 from rtgen.engine.manifest import MemoryPlan
 from rtgen.engine.memory_plan import CONTEXT_BYTES, GIB
@@ -29,12 +30,20 @@ def memory_plan(
     return MemoryPlan(
         weights=round(weights),
         activations=round(max((hidden + stream) * activations.denoiser, decoder.peak * item * per_decoder)),
-        kv_ring=round(2 * model.denoiser.layers * shape.keys * model.denoiser.dim * numerics.kv_bytes),
+        kv_ring=ring_bytes(numerics),
         decoder_state=2 * decoder.state * item,  # one is read while the other is written
         io=_io_bytes(numerics),
         context=CONTEXT_BYTES if gpu.compute_capability else 0,
         vram=round(gpu.vram_gib * GIB),
     )
+
+
+def ring_bytes(numerics: Numerics) -> int:
+    """Of all layers (``rtgen/export/ring_states.py``)."""
+    setting, config = numerics.setting, numerics.setting.model.denoiser
+    rows = pass_shape(setting.model, setting.size).keys + pool_rows(setting.model, setting.ring)
+    centres = 2 * config.dim if setting.ring.is_coded else 0  # float16
+    return round(2 * config.layers * (rows * config.dim * numerics.kv_bytes + centres))
 
 
 def text_parameters(config: TextEncoderConfig) -> int:

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import singledispatch
+from math import ceil
 
-from rtgen.config.gpu import GpuConfig
 from rtgen.config.recipe import Quantization
 from rtgen.errors import UsageError
-from rtgen.estimate.efficiencies import Efficiencies, Kind, KvCodes, NumberType
+from rtgen.estimate.efficiencies import Kind, NumberType
 from rtgen.estimate.operations import Attention, Convolution, Elementwise, Operation, Part, Product
 from rtgen.estimate.setting import Setting
 from rtgen.quantize.selection import reasons_to_keep
@@ -35,7 +35,6 @@ class Numerics:
     setting: Setting
     kept: Mapping[str, str]
     """Why the recipe leaves a matrix of the denoiser as it is, by its name; empty where it quantizes it."""
-    codes: KvCodes
 
     @property
     def quantization(self) -> Quantization | None:
@@ -52,10 +51,16 @@ class Numerics:
 
     @property
     def kv_bytes(self) -> float:
-        """Of a number in the K/V ring, with its part of the scales."""
-        bits = self.setting.kv_bits
-        is_coded = bits < self.setting.precision_bits
-        return (bits + (self.codes.bits / self.codes.group if is_coded else 0)) / 8
+        """Of a number in the K/V ring, with its part of the float16 scale that a head's numbers share."""
+        scale = 16 / self.setting.model.denoiser.head_dim if self.setting.ring.is_coded else 0
+        return (self.setting.kv_bits + scale) / 8
+
+    def seen(self, keys: int) -> float:
+        """Keys of the ring that a pass looks at, of ``keys`` in a full window: pruned frames are one token each."""
+        cache, ring = self.setting.model.cache, self.setting.ring
+        always = max(cache.chunk, ceil(ring.recent * cache.window)) + cache.sink
+        live = max(min(always, cache.window), round(ring.keep * cache.window))
+        return keys * live / cache.window + (cache.window - live)
 
     def quantizes(self, product: Product) -> bool:
         return self.kept.get(product.name, "it is not the denoiser's") == ""
@@ -67,14 +72,14 @@ class Numerics:
         return 0.0 if sensitivity is None else sensitivity.at_most
 
 
-def numerics_of(setting: Setting, efficiencies: Efficiencies, products: Iterable[Product]) -> Numerics:
+def numerics_of(setting: Setting, products: Iterable[Product]) -> Numerics:
     """The formats of a setting, whose denoiser has these linear layers. Raises UsageError if none can be quantized."""
     quantization = setting.recipe.quantization
     shapes = {layer.name: (layer.outputs, layer.inputs) for layer in products if layer.name != _NOT_LINEAR}
     kept = dict.fromkeys(shapes, "the recipe quantizes nothing")
     if quantization is not None:
         kept = reasons_to_keep(shapes, quantization)
-    return Numerics(setting, kept, efficiencies.kv_codes)
+    return Numerics(setting, kept)
 
 
 _NOT_LINEAR = "patch_embedding.weight"
@@ -125,15 +130,15 @@ def _(operation: Product, numerics: Numerics) -> Work:
 
 @work.register
 def _(operation: Attention, numerics: Numerics) -> Work:
-    item, kv_item = numerics.item, float(numerics.item)
+    item, kv_item, keys = numerics.item, float(numerics.item), float(operation.keys)
     kind: Kind = "attention"
     counts: dict[NumberType, float] = {numerics.precision: operation.operations}
-    if operation.over_ring and numerics.setting.kv_bits < numerics.setting.precision_bits:
-        kind, kv_item = "low_bit_attention", numerics.kv_bytes
-        values = _type_of_values(numerics.setting.gpu, numerics.precision)
-        counts = {"int8": operation.operations / 2, values: operation.operations / 2}
+    if operation.over_ring and numerics.setting.ring.is_coded:
+        kind, kv_item, keys = "low_bit_attention", numerics.kv_bytes, numerics.seen(operation.keys)
+        half = operation.operations / 2 * keys / operation.keys
+        counts = {"int8": half, "fp16_sums": half}  # queries times keys, then weights times values
     written = 2 * operation.queries if operation.over_ring else 0  # the chunk's own keys and values
-    rows = 2 * operation.queries * item + (2 * operation.keys + written) * kv_item
+    rows = 2 * operation.queries * item + (2 * keys + written) * kv_item
     return Work(operation.part, kind, counts, operation.times * operation.width * rows)
 
 
@@ -147,8 +152,3 @@ def _(operation: Convolution, numerics: Numerics) -> Work:
 @work.register
 def _(operation: Elementwise, numerics: Numerics) -> Work:
     return Work(operation.part, "bandwidth", {}, operation.wide * 4 + operation.narrow * numerics.item)
-
-
-def _type_of_values(gpu: GpuConfig, precision: NumberType) -> NumberType:
-    """What P and V are multiplied in by the planned kernel: FP8 where the GPU has it."""
-    return "fp8" if gpu.throughput_tops.fp8 else precision

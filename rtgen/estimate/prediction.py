@@ -91,7 +91,7 @@ def predict(setting: Setting, efficiencies: Efficiencies, case: Case = "value") 
     operations = denoiser_pass(model, setting.size)
     decoder = decoder_run(model, setting.size)
     products = [item for item in operations if isinstance(item, Product)]
-    numerics = numerics_of(setting, efficiencies, products)
+    numerics = numerics_of(setting, products)
     one_pass = _costs(_works(operations, numerics), hardware)
     one_run = _costs(_works(decoder.operations, numerics), hardware)
     runs = model.cache.chunk // model.decoded_at_once
@@ -108,7 +108,7 @@ def predict(setting: Setting, efficiencies: Efficiencies, case: Case = "value") 
 def used_efficiencies(setting: Setting, efficiencies: Efficiencies) -> tuple[Efficiency, ...]:
     """The entries that a prediction rests on, each once."""
     operations = denoiser_pass(setting.model, setting.size)
-    numerics = numerics_of(setting, efficiencies, [item for item in operations if isinstance(item, Product)])
+    numerics = numerics_of(setting, [item for item in operations if isinstance(item, Product)])
     hardware = Hardware(setting.gpu, efficiencies)
     works = _works([*operations, *decoder_run(setting.model, setting.size).operations], numerics)
     return tuple(dict.fromkeys(entry for item in works for entry in hardware.used(item)))

@@ -11,7 +11,8 @@ from rtgen.estimate.numerics import Work
 Limit = Literal["arithmetic", "bandwidth", "latency"]
 
 FALLBACKS: Mapping[NumberType, NumberType] = {
-    "int4": "int8", "fp4": "fp8", "fp8": "fp16", "int8": "fp16", "bf16": "fp16", "fp16": "fp32",
+    "int4": "int8", "fp4": "fp8", "fp8": "fp16", "int8": "fp16", "bf16": "fp16", "fp16_sums": "fp16",
+    "fp16": "fp32",
 }  # fmt: skip
 """In which type a GPU computes what it has no units for: the codes of INT4 are exact in INT8, and so on."""
 

@@ -5,12 +5,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from rtgen.build.chosen_ring import chosen_ring
 from rtgen.build.plan import with_decoder
 from rtgen.build.sizes import check_size
 from rtgen.config.gpu import GpuConfig
+from rtgen.config.kv_cache import kv_cache_of, with_kv_bits
 from rtgen.config.load import load_gpu, load_model, load_recipe, recipe_for
 from rtgen.config.model import CacheConfig, ModelConfig, Size
-from rtgen.config.recipe import RecipeConfig
+from rtgen.config.recipe import KVCacheFormat, RecipeConfig
 from rtgen.errors import UsageError
 
 MOST_STEPS = 1000
@@ -37,7 +39,18 @@ class Setting:
 
     @property
     def precision_bits(self) -> int:
-        return 16 if self.recipe.precision == "float16" else 32
+        return _precision_bits(self.recipe)
+
+    @property
+    def ring(self) -> KVCacheFormat:
+        """What the K/V ring holds."""
+        bits = self.kv_bits if self.kv_bits < self.precision_bits else 16
+        return kv_cache_of(self.model, with_kv_bits(self.recipe, bits))
+
+    def with_recipe(self, recipe: RecipeConfig) -> "Setting":
+        """With the bits of the recipe's own ring, unless others than the recipe's were asked for before."""
+        is_own = self.kv_bits == _own_bits(self.recipe)
+        return replace(self, recipe=recipe, kv_bits=_own_bits(recipe) if is_own else self.kv_bits)
 
     @property
     def frames(self) -> int:
@@ -76,7 +89,8 @@ def setting(
     config = with_decoder(config, decoder)
     frame = size or config.resolution.default
     check_size(config, frame)
-    return Setting(target, config, numerics, frame, _kv_bits(target, numerics, kv_bits), _steps(config, steps))
+    bits = _kv_bits(target, config, numerics, kv_bits)
+    return Setting(target, config, numerics, frame, bits, _steps(config, steps))
 
 
 def possible_window(model: ModelConfig, window: int) -> bool:
@@ -86,6 +100,19 @@ def possible_window(model: ModelConfig, window: int) -> bool:
     except UsageError:
         return False
     return True
+
+
+def possible_kv_bits(setting: Setting) -> tuple[int, ...]:
+    """What the K/V ring of a model can hold on a GPU; nothing to choose from on a processor."""
+
+    def is_possible(bits: int) -> bool:
+        try:
+            _kv_bits(setting.gpu, setting.model, setting.recipe, bits)
+        except UsageError:
+            return False
+        return True
+
+    return tuple(bits for bits in KV_BITS if setting.gpu.compute_capability is not None and is_possible(bits))
 
 
 def _with_window(model: ModelConfig, window: int) -> ModelConfig:
@@ -105,12 +132,25 @@ def _with_window(model: ModelConfig, window: int) -> ModelConfig:
     return model.model_copy(update={"cache": cache})
 
 
-def _kv_bits(gpu: GpuConfig, recipe: RecipeConfig, bits: int | None) -> int:
-    own = 16 if recipe.precision == "float16" else 32
-    if bits is None or bits == own:
-        return own
+def _precision_bits(recipe: RecipeConfig) -> int:
+    return 16 if recipe.precision == "float16" else 32
+
+
+def _own_bits(recipe: RecipeConfig) -> int:
+    """Of the recipe's ring."""
+    return recipe.kv_cache.bits if recipe.kv_cache.is_coded else _precision_bits(recipe)
+
+
+def _kv_bits(gpu: GpuConfig, model: ModelConfig, recipe: RecipeConfig, bits: int | None) -> int:
+    if bits is None or bits == _precision_bits(recipe):
+        chosen_ring(gpu, model, recipe, bits)
+        return _own_bits(recipe) if bits is None else bits
     if gpu.compute_capability is None:
-        raise UsageError(f"{gpu.name} keeps keys and values in {own} bits", hint="leave --kv-bits out, or name a GPU")
+        raise UsageError(
+            f"there is no estimate of a K/V ring of {bits} bits on {gpu.name}, which has no kernel for it",
+            hint="leave --kv-bits out, or name a GPU",
+        )
+    chosen_ring(gpu, model, recipe, bits)
     return bits
 
 

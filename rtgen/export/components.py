@@ -13,18 +13,20 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rtgen.config.model import ModelConfig
-    from rtgen.config.recipe import Precision
+    from rtgen.config.recipe import KVCacheFormat, Precision
     from rtgen.engine.manifest import Component
     from rtgen.export.graph import ExportedGraph
 
 
-def export_component(component: Component, config: ModelConfig, module: Any, precision: Precision) -> ExportedGraph:
-    """The graph of ``module``, an instance of the component in ``precision``."""
+def export_component(
+    component: Component, config: ModelConfig, module: Any, precision: Precision, ring: KVCacheFormat | None = None
+) -> ExportedGraph:
+    """The graph of ``module``, an instance of the component in ``precision``; ``ring``: the denoiser's, else floats."""
     match component:
         case "text_encoder":
             return export_text_encoder(config, module)
         case "denoiser":
-            return export_denoiser(config, module, precision)
+            return export_denoiser(config, module, precision, ring)
         case "decoder":
             export = export_tiny_decoder if config.decoder == "taehv" else export_decoder
             return export(config, module, precision)

@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from rtgen.config.recipe import KVCacheFormat
 from rtgen.engine.manifest import StateEntry, TensorEntry
 from rtgen.export.graph import ExportedGraph, export_graph
-from rtgen.models.dit import CausalVideoDiT
-from rtgen.models.kv_ring import KVRing
+from rtgen.export.ring_states import RING_AXIS, has_ring_axis, ring_states, ring_tensors
+from rtgen.models.dit import Attend, CausalVideoDiT
+from rtgen.models.kv_ring import CodedKVRing, CodedRingSettings, KVRing
 from rtgen.models.rope import token_rotation
 
 if TYPE_CHECKING:
@@ -57,32 +59,69 @@ class DenoiserPass(nn.Module):
     ) -> tuple[Tensor, ...]:
         layers = len(caches) // 2
         ring = KVRing(caches[:layers], caches[layers:], write_index, valid_length)
+        tables = rope_time, rope_height, rope_width
+        return *self.estimates(clean, noise, sigma, context, tables, ring), *ring.tensors
+
+    def estimates(
+        self,
+        clean: Tensor,
+        noise: Tensor,
+        sigma: Tensor,
+        context: Tensor,
+        tables: tuple[Tensor, Tensor, Tensor],
+        ring: Attend,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Denoised, noise estimate and change; ``tables`` are the rotary ones of time, height and width."""
         latents = (1 - sigma) * clean + sigma * noise
         timestep = (1000 * sigma).expand(1, clean.shape[2])
-        rotation = token_rotation((rope_time, rope_height, rope_width))
-        velocity = self.model(latents, timestep, context, rotation, ring)
+        velocity = self.model(latents, timestep, context, token_rotation(tables), ring)
         denoised = latents - sigma * velocity
         change = (denoised - clean).square().mean().sqrt().reshape(1)
-        return denoised, latents + (1 - sigma) * velocity, change, *ring.keys, *ring.values
+        return denoised, latents + (1 - sigma) * velocity, change
 
 
-def cache_names(layers: int) -> list[str]:
-    """Names of the ring tensors in graph order."""
-    return [f"{kind}_cache_{layer}" for kind in ("key", "value") for layer in range(layers)]
+class CodedDenoiserPass(DenoiserPass):
+    """The same over a ring of codes: ``caches`` are the codes of all layers, then the scales, then the centres."""
+
+    def __init__(self, model: CausalVideoDiT, settings: CodedRingSettings) -> None:
+        super().__init__(model)
+        self.settings = settings
+
+    def forward(  # type: ignore[override]  # the graph has one input more
+        self,
+        clean: Tensor,
+        noise: Tensor,
+        sigma: Tensor,
+        context: Tensor,
+        rope_time: Tensor,
+        rope_height: Tensor,
+        rope_width: Tensor,
+        write_index: Tensor,
+        valid_length: Tensor,
+        frame_tokens: Tensor,
+        caches: list[Tensor],
+    ) -> tuple[Tensor, ...]:
+        layers = len(caches) // 3
+        codes, scales, centres = (caches[start : start + layers] for start in (0, layers, 2 * layers))
+        ring = CodedKVRing(self.settings, codes, scales, centres, write_index, valid_length, frame_tokens)
+        tables = rope_time, rope_height, rope_width
+        return *self.estimates(clean, noise, sigma, context, tables, ring), *ring.tensors
 
 
 def tensor_table(
-    config: ModelConfig, precision: Precision
+    config: ModelConfig, precision: Precision, ring: KVCacheFormat | None = None
 ) -> tuple[list[TensorEntry], list[TensorEntry], list[StateEntry]]:
-    """Inputs, outputs and states of the denoiser's graph."""
+    """Inputs, outputs and states of the denoiser's graph; without ``ring`` that one is in ``precision``."""
+    ring = ring or KVCacheFormat()
     channels, chunk = config.autoencoder.latent_channels, config.cache.chunk
     time, height, width = config.denoiser.rope_split
     rows, columns = (
         f"{patch}*{name}" for patch, name in zip(config.denoiser.patch[1:], ("rows", "columns"), strict=True)
     )
     latents = (1, channels, chunk, rows, columns)
-    caches = cache_names(config.denoiser.layers)
-    ring = (1, config.denoiser.heads, f"{config.cache.window}*rows*columns", config.denoiser.head_dim)
+    caches = ring_tensors(config, precision, ring)
+    updated, states = ring_states(caches)
+    indices = ("write_index", "valid_length", *(("frame_tokens",) if ring.is_coded else ()))
     inputs = [
         TensorEntry(name="clean", dtype="float32", shape=latents),
         TensorEntry(name="noise", dtype="float32", shape=latents),
@@ -93,42 +132,46 @@ def tensor_table(
         TensorEntry(name="rope_time", dtype="float32", shape=(chunk, time, 2)),
         TensorEntry(name="rope_height", dtype="float32", shape=("rows", height, 2)),
         TensorEntry(name="rope_width", dtype="float32", shape=("columns", width, 2)),
-        TensorEntry(name="write_index", dtype="int64", shape=(1,)),
-        TensorEntry(name="valid_length", dtype="int64", shape=(1,)),
-        *(TensorEntry(name=name, dtype=precision, shape=ring) for name in caches),
+        *(TensorEntry(name=name, dtype="int64", shape=(1,)) for name in indices),
+        *caches,
     ]
     outputs = [
         TensorEntry(name="denoised", dtype="float32", shape=latents),
         TensorEntry(name="noise_estimate", dtype="float32", shape=latents),
         TensorEntry(name="change", dtype="float32", shape=(1,)),
-        *(TensorEntry(name=f"{name}_out", dtype=precision, shape=ring) for name in caches),
+        *updated,
     ]
-    states = [StateEntry(input=name, output=f"{name}_out", update="in_place") for name in caches]
     return inputs, outputs, states
 
 
-def export_denoiser(config: ModelConfig, model: CausalVideoDiT, precision: Precision) -> ExportedGraph:
-    """Export ``model`` (already in the recipe's dtype)."""
-    inputs, outputs, states = tensor_table(config, precision)
+def export_denoiser(
+    config: ModelConfig, model: CausalVideoDiT, precision: Precision, ring: KVCacheFormat | None = None
+) -> ExportedGraph:
+    """Export ``model`` (already in the recipe's dtype); ``ring`` as in :func:`tensor_table`."""
+    inputs, outputs, states = tensor_table(config, precision, ring)
     sizes = {"rows": 4, "columns": 6}
-    dtypes = {"float32": torch.float32, "float16": torch.float16, "int64": torch.int64}
+    dtypes = {"float32": torch.float32, "float16": torch.float16, "int64": torch.int64, "int8": torch.int8}
     example = {
         tensor.name: torch.zeros([_size(dimension, sizes) for dimension in tensor.shape], dtype=dtypes[tensor.dtype])
         for tensor in inputs
     }
     example["valid_length"] += config.cache.chunk * 24
-    caches = [example.pop(state.input) for state in states]
+    caches = {state.input: example.pop(state.input) for state in states}
     rows, columns = torch.export.Dim("rows", min=2, max=256), torch.export.Dim("columns", min=2, max=256)
-    ring = torch.export.Dim("ring", min=2)
+    length = torch.export.Dim("ring", min=2)
     height, width = config.denoiser.patch[1:]
     dynamic = dict.fromkeys(example) | {
         "clean": {3: height * rows, 4: width * columns},
         "noise": {3: height * rows, 4: width * columns},
         "rope_height": {0: rows},
         "rope_width": {0: columns},
-        "caches": [{2: ring} for _ in caches],
+        "caches": [{RING_AXIS: length} if has_ring_axis(name) else None for name in caches],
     }
-    return export_graph(DenoiserPass(model), {**example, "caches": caches}, dynamic, inputs, outputs, states)
+    module = DenoiserPass(model)
+    if ring is not None and ring.is_coded:
+        example["frame_tokens"] += 24
+        module = CodedDenoiserPass(model, CodedRingSettings.of(config, ring))
+    return export_graph(module, {**example, "caches": [*caches.values()]}, dynamic, inputs, outputs, states)
 
 
 def _size(dimension: int | str, sizes: dict[str, int]) -> int:

@@ -19,6 +19,10 @@ OPSET = 24
 """TensorScatter, which updates the K/V ring in place, is new in 24."""
 
 
+CODED_ATTRIBUTES = ("bits", "pool", "sink", "keep", "recent")
+"""Of the torch op of ``rtgen::QuantizedKVCacheAttention``, in order; the node has its heads' width besides."""
+
+
 @dataclass(frozen=True)
 class ExportedGraph:
     """A component's graph, and its tensor table with symbolic shapes."""
@@ -71,19 +75,29 @@ def _translations() -> dict[Any, Callable[..., Any]]:
     import torch
     from onnxscript.values import Op, Opset
 
-    from rtgen.plugins import kv_cache_attention
+    from rtgen.plugins import kv_cache_attention, quantized_kv_cache_attention
     from rtgen.plugins.base import DOMAIN, DOMAIN_VERSION
 
-    plugin = kv_cache_attention.PLUGIN
     kv_cache_attention.torch_op()
-    node = Op(Opset(DOMAIN, DOMAIN_VERSION), plugin.name, plugin.schema())
+    quantized_kv_cache_attention.torch_op()
+    coded = quantized_kv_cache_attention.PLUGIN
+    floats, codes = (
+        Op(Opset(DOMAIN, DOMAIN_VERSION), plugin.name, plugin.schema()) for plugin in (kv_cache_attention.PLUGIN, coded)
+    )
 
-    def translate(
-        query: Any, key: Any, value: Any, key_cache: Any, value_cache: Any, write_index: Any, valid_length: Any
-    ) -> Any:
-        return node(query, key, value, key_cache, value_cache, write_index, valid_length)
+    def over_floats(*tensors: Any) -> Any:
+        return floats(*tensors)
 
-    return {torch.ops.rtgen.kv_cache_attention.default: translate}
+    def over_codes(*arguments: Any) -> Any:
+        tensors, attributes = arguments[: len(coded.inputs)], arguments[len(coded.inputs) :]
+        # Attributes come in order, without the last ones where those are the defaults.
+        given = dict(zip(CODED_ATTRIBUTES, attributes, strict=False))
+        return codes(*tensors, **{**coded.attributes, **given, "head_dim": int(tensors[0].shape[3])})
+
+    return {
+        torch.ops.rtgen.kv_cache_attention.default: over_floats,
+        torch.ops.rtgen.quantized_kv_cache_attention.default: over_codes,
+    }
 
 
 @contextlib.contextmanager

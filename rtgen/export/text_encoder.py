@@ -14,10 +14,15 @@ if TYPE_CHECKING:
     from rtgen.config.model import ModelConfig
 
 
-def export_text_encoder(config: ModelConfig, model: TextEncoder) -> ExportedGraph:
-    """Export ``model`` (already in the recipe's dtype); all shapes are fixed."""
+def tensor_table(config: ModelConfig) -> tuple[list[TensorEntry], list[TensorEntry]]:
+    """Inputs and outputs of the text encoder's graph."""
     tokens = config.text_encoder.max_tokens
     inputs = [TensorEntry(name=name, dtype="int64", shape=(1, tokens)) for name in ("ids", "mask")]
-    outputs = [TensorEntry(name="context", dtype="float32", shape=(1, tokens, config.text_encoder.dim))]
-    example = {tensor.name: torch.ones(1, tokens, dtype=torch.int64) for tensor in inputs}
+    return inputs, [TensorEntry(name="context", dtype="float32", shape=(1, tokens, config.text_encoder.dim))]
+
+
+def export_text_encoder(config: ModelConfig, model: TextEncoder) -> ExportedGraph:
+    """Export ``model`` (already in the recipe's dtype); all shapes are fixed."""
+    inputs, outputs = tensor_table(config)
+    example = {tensor.name: torch.ones(1, config.text_encoder.max_tokens, dtype=torch.int64) for tensor in inputs}
     return export_graph(model, example, dict.fromkeys(example), inputs, outputs)

@@ -22,7 +22,7 @@ class PairedSession:
     """
 
     def __init__(self, candidate: Session, reference: Session) -> None:
-        self.component: ComponentEntry = reference.component
+        self.component: ComponentEntry = candidate.component
         self._candidate, self._reference = candidate, reference
         self.signal = self.noise = 0.0
 
@@ -31,8 +31,9 @@ class PairedSession:
         self._reference.allocate(sizes)
 
     def write(self, name: str, value: Array) -> None:
-        self._candidate.write(name, value)
-        self._reference.write(name, value)
+        for session in (self._candidate, self._reference):
+            if any(tensor.name == name for tensor in session.component.inputs):  # one ring may hold codes, one floats
+                session.write(name, value)
 
     def copy(self, name: str, source: Session, source_name: str) -> None:
         self.write(name, source.read(source_name))

@@ -14,6 +14,7 @@ from rtgen.quantize.recorder import RecordingSession
 
 if TYPE_CHECKING:
     from rtgen.config.model import ModelConfig
+    from rtgen.config.recipe import KVCacheFormat
     from rtgen.engine.manifest import ComponentEntry
     from rtgen.models.dit import CausalVideoDiT
     from rtgen.runtime.session import Array, Backend, Session
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
 PROCESSOR: Final = Device("cpu")
 
 
-def sessions_of(config: ModelConfig, model: CausalVideoDiT) -> Callable[[], SimulatedDenoiser]:
-    """Opens sessions on the processor that share the weights of a simulated denoiser."""
+def sessions_of(
+    config: ModelConfig, model: CausalVideoDiT, ring: KVCacheFormat | None = None
+) -> Callable[[], SimulatedDenoiser]:
+    """Opens sessions on the processor that share the weights of a simulated denoiser; ``ring``: what each's holds."""
     whole = WholeDenoiser(model)
-    return lambda: SimulatedDenoiser(config, whole)
+    return lambda: SimulatedDenoiser(config, whole, ring)
 
 
 class WholeDenoiser(LayeredDenoiser):
@@ -38,8 +41,8 @@ class WholeDenoiser(LayeredDenoiser):
 class SimulatedDenoiser(RecordingSession):
     """A session of a denoiser that :func:`rtgen.fidelity.simulated_model.simulate` made."""
 
-    def __init__(self, config: ModelConfig, layered: LayeredDenoiser) -> None:
-        super().__init__(config, layered, PROCESSOR)
+    def __init__(self, config: ModelConfig, layered: LayeredDenoiser, ring: KVCacheFormat | None = None) -> None:
+        super().__init__(config, layered, PROCESSOR, ring)
 
     def run(self) -> None:
         super().run()

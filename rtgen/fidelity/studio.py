@@ -14,6 +14,7 @@ import rtgen
 from rtgen.build.plan import plan_build
 from rtgen.build.reference import ReferenceBackend
 from rtgen.build.walk import build, graphs_and_weights, prepared
+from rtgen.config.kv_cache import kv_cache_of
 from rtgen.config.load import load_recipe
 from rtgen.engine.package import open_package
 from rtgen.errors import BuildError, MemoryPlanError, MissingDependencyError
@@ -37,7 +38,7 @@ from rtgen.runtime.text import PromptEncoder
 
 if TYPE_CHECKING:
     from rtgen.build.request import BuildRequest
-    from rtgen.config.recipe import Precision
+    from rtgen.config.recipe import Precision, RecipeConfig
     from rtgen.engine.manifest import ModelEntry
     from rtgen.fidelity.findings import Measured, Reference
     from rtgen.fidelity.pictures import Pictures
@@ -104,8 +105,8 @@ class Studio:
         """The report on recipes; ``start`` is when the work began, on the clock of ``time.perf_counter``."""
         clips, config = self._sitting.plan, self._plan.model
         reference_build, _ = self._built(self._reference)
-        self._references = self._sitting.reference(self._denoiser(self._precision), self._watch("FP16"))
-        self._floor = self._sitting.candidate(self._denoiser("float32"), self._watch("FP32"))
+        self._references = self._sitting.reference(self._exact(self._precision), self._watch("FP16"))
+        self._floor = self._sitting.candidate(self._exact("float32"), self._watch("FP32"))
         done = [self._recipe(name) for name in names]
         report = FidelityReport(
             rtgen=rtgen.__version__,
@@ -135,7 +136,7 @@ class Studio:
         built, note = self._built(request)
         _, folder = prepared(request, self._progress)
         result, weights = read_result(folder), folder / WEIGHTS
-        measured = self._sitting.candidate(self._denoiser(recipe.precision, result, weights), self._watch(name))
+        measured = self._sitting.candidate(self._denoiser(recipe, result, weights), self._watch(name))
         velocity, graph, graph_note = self._passes(request, result, weights)
         found = Recipe(
             name=name,
@@ -171,12 +172,20 @@ class Studio:
             ),
         ), ""
 
-    def _denoiser(
-        self, precision: Precision, result: QuantizationResult | None = None, weights: Path | None = None
-    ) -> Callable[[], Session]:
+    def _exact(self, precision: Precision) -> Callable[[], Session]:
+        """Nothing is quantized."""
+        return sessions_of(self._plan.model, simulate(self._loaded(), precision))
+
+    def _denoiser(self, recipe: RecipeConfig, result: QuantizationResult, weights: Path) -> Callable[[], Session]:
+        """As a recipe has it, weights, activations and K/V ring."""
+        config = self._plan.model
+        model = simulate(self._loaded(), recipe.precision, result, weights)
+        return sessions_of(config, model, kv_cache_of(config, recipe))
+
+    def _loaded(self) -> CausalVideoDiT:
         model, _ = load("denoiser", self._plan.model, self._plan.weights, "float32")
         assert isinstance(model, CausalVideoDiT)
-        return sessions_of(self._plan.model, simulate(model, precision, result, weights))
+        return model
 
     def _passes(
         self, request: BuildRequest, result: QuantizationResult, weights: Path
@@ -184,9 +193,9 @@ class Studio:
         """Signal-to-noise of single passes against the unquantized model: of the simulation, and of the recipe's graph
         or why ONNX Runtime does not run it."""
         self._progress.update(f"passes: {request.recipe}", None)
-        precision = load_recipe(request.recipe or "").precision
-        exact = self._denoiser(self._precision)
-        velocity = self._compare(self._denoiser(precision, result, weights)(), exact())
+        recipe = load_recipe(request.recipe or "")
+        exact = self._exact(self._precision)
+        velocity = self._compare(self._denoiser(recipe, result, weights)(), exact())
         try:
             backend = ReferenceBackend(*graphs_and_weights(request, self._progress))
             with closing(backend.open("denoiser")) as session:

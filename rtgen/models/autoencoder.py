@@ -3,7 +3,8 @@
 Parameters carry the names of the original Wan VAE checkpoint: ``encoder.*``, ``decoder.*``, ``conv1``, ``conv2``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -105,6 +106,8 @@ class StreamingDecoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.statistics: Callable[[torch.device], tuple[Tensor, Tensor]] = partial(latent_statistics, config)
+        """Mean and deviation of the latent channels, on a device."""
         self.conv2 = CausalConv3d(config.latent_channels, config.latent_channels, (1, 1, 1))
         self.decoder = Decoder(config)
 
@@ -119,7 +122,7 @@ class StreamingDecoder(nn.Module):
         """
         validity = Validity(first if self.config.single_first_frame else None)
         state = StreamState(past)
-        mean, std = latent_statistics(self.config, latents.device)
+        mean, std = self.statistics(latents.device)
         x = (latents * std + mean).to(self.conv2.weight.dtype)
         pixels = self.decoder(self.conv2(x), state, validity)
         return unfold_pixels(pixels, self.config.pixel_patch), state.present

@@ -35,20 +35,24 @@ def gated(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """q, k, v and o projections, RMS norm over the whole width of q and k, RoPE, then ``attend``."""
+    """q, k, v and o projections, RMS norm over the whole width of q and k, RoPE."""
 
-    def __init__(self, config: DenoiserConfig, layer: int) -> None:
+    def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
-        self.layer, self.heads = layer, config.heads
+        self.heads = config.heads
         self.q, self.k, self.v, self.o = (nn.Linear(config.dim, config.dim) for _ in range(4))
         self.norm_q, self.norm_k = RMSNorm(config.dim, config.eps), RMSNorm(config.dim, config.eps)
 
-    def forward(self, x: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
+    def project(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, rotated keys and values, [B, heads, T, head_dim]."""
         split = (self.heads, -1)
         query = rotate(self.norm_q(self.q(x)).unflatten(2, split), rotation).transpose(1, 2)
         key = rotate(self.norm_k(self.k(x)).unflatten(2, split), rotation).transpose(1, 2)
-        value = self.v(x).unflatten(2, split).transpose(1, 2)
-        return self.o(attend(self.layer, query, key, value).transpose(1, 2).flatten(2))
+        return query, key, self.v(x).unflatten(2, split).transpose(1, 2)
+
+    def merge(self, attention: Tensor) -> Tensor:
+        """The attention of all heads, [B, heads, T, head_dim], to [B, T, dim]."""
+        return self.o(attention.transpose(1, 2).flatten(2))
 
 
 class CrossAttention(nn.Module):
@@ -74,7 +78,7 @@ class Block(nn.Module):
     def __init__(self, config: DenoiserConfig, layer: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.dim, config.eps, elementwise_affine=False)
-        self.self_attn = SelfAttention(config, layer)
+        self.layer, self.self_attn = layer, SelfAttention(config)
         self.norm3 = nn.LayerNorm(config.dim, config.eps)
         self.cross_attn = CrossAttention(config)
         self.norm2 = nn.LayerNorm(config.dim, config.eps, elementwise_affine=False)
@@ -85,10 +89,28 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
         """x [B, T, dim] float32, time [B, F, 6, dim] float32, context [B, L, dim] in the weights' dtype."""
+        shift, scale, *rest = (time + self.modulation.float()).unbind(2)
+        query, key, value = self.enter(x, shift, scale, rotation)
+        return self.leave(x, attend(self.layer, query, key, value), context, *rest)
+
+    def enter(self, x: Tensor, shift: Tensor, scale: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All before the attention to past keys, which is the only part with a state: its queries, keys and values."""
         dtype = self.self_attn.q.weight.dtype
-        shift1, scale1, gate1, shift2, scale2, gate2 = (time + self.modulation.float()).unbind(2)
-        attention = self.self_attn(modulate(self.norm1(x), shift1, scale1).to(dtype), rotation, attend)
-        x = gated(x, attention, gate1)
+        return self.self_attn.project(modulate(self.norm1(x), shift, scale).to(dtype), rotation)
+
+    def leave(
+        self,
+        x: Tensor,
+        attention: Tensor,
+        context: Tensor,
+        gate1: Tensor,
+        shift2: Tensor,
+        scale2: Tensor,
+        gate2: Tensor,
+    ) -> Tensor:
+        """All after it: the block's result from its input and the attention [B, heads, T, head_dim]."""
+        dtype = self.self_attn.q.weight.dtype
+        x = gated(x, self.self_attn.merge(attention), gate1)
         normed = F.layer_norm(x, self.norm3.normalized_shape, self.norm3.weight.float(), self.norm3.bias.float())
         x = x + self.cross_attn(normed.to(dtype), context).float()
         return gated(x, self.ffn(modulate(self.norm2(x), shift2, scale2).to(dtype)), gate2)

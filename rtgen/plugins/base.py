@@ -2,15 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import onnx
 
+    from rtgen.data_types import DataType
+    from rtgen.plugins.loader import LoadedKernels
+
 DOMAIN = "rtgen"
 DOMAIN_VERSION = 1
+
+Attributes = Mapping[str, int | float]
+Shape = Sequence[Any]
+"""Dimensions: integers, or TensorRT's expressions of them while a network is built."""
+
+
+@dataclass(frozen=True)
+class KernelSource:
+    """A CUDA source and the macros it is compiled with: one cubin a GPU."""
+
+    file: str
+    """In ``plugins/``."""
+    defines: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The cubin's name, without its ending: the source and each macro."""
+        stem = self.file.removesuffix(".cu")
+        return "-".join([stem, *(f"{name.lower()}{value}" for name, value in self.defines)])
+
+
+@dataclass(frozen=True)
+class TensorView:
+    """A contiguous tensor in device memory."""
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: DataType
+
+
+class Kernel(Protocol):
+    """The CUDA side of a plugin. TensorRT's class and the torch op both launch through it."""
+
+    def sources(self, attributes: Attributes, compute_capability: str) -> tuple[KernelSource, ...]:
+        """What must be compiled for a node with these attributes on a GPU."""
+
+    def workspace(self, inputs: Sequence[Shape], attributes: Attributes, compute_capability: str) -> int:
+        """Bytes of scratch memory for inputs of these shapes (integers); at the greatest shapes the greatest."""
+
+    def launch(
+        self,
+        kernels: LoadedKernels,
+        stream: int,
+        inputs: Sequence[TensorView],
+        outputs: Sequence[TensorView],
+        workspace: int,
+        attributes: Attributes,
+    ) -> None:
+        """Enqueue everything on ``stream``. ``workspace`` is the address of the scratch memory, 256-byte aligned.
+
+        No host reads, no allocation: the calls are captured in CUDA graphs.
+        """
+
+
+@dataclass(frozen=True)
+class Output:
+    """Type and shape of an output: the type of an input, and dimensions of inputs as (input, axis)."""
+
+    type_of: int
+    shape: tuple[tuple[int, int], ...]
+    alias: int | None = None
+    """The input whose memory the output shares: it is updated in place."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +90,13 @@ class Plugin:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     body: str
-    attributes: Mapping[str, int] = field(default_factory=dict)
+    attributes: Mapping[str, int | float] = field(default_factory=dict)
     """Names and defaults."""
+    kernel: Kernel | None = None
+    results: tuple[Output, ...] = ()
+    """One for each of ``outputs``, where there is a kernel."""
+    input_types: tuple[DataType, ...] = ()
+    """One for each of ``inputs``, where there is a kernel."""
 
     def function(self) -> onnx.FunctionProto:
         """The parsed function body, to be added to a model that uses the node."""

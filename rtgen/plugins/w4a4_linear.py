@@ -3,7 +3,11 @@
 Shapes: x [..., K] float16; codes [N, K / 2] int8, two weights a byte, the first in the low half; scales [N, K / 64]
 float16; pre_scale and shift [K] float16; low_rank_down [R, K] and low_rank_up [N, R] float16; bias [N] float16. The
 output is [..., N] float16. K is a multiple of 64. Attribute ``rotate`` (0 or 1): the input is rotated by a Hadamard
-matrix before it is quantized, and the codes are those of a weight that was rotated too.
+matrix before it is quantized, and the codes are those of a weight that was rotated too. Attribute ``epilogue`` (0 or
+1): the output goes through GELU (with tanh).
+
+``rtgen::W4A4LinearGated`` ends in residual + gate * y instead, with two inputs more, in float32 as the output is: gate
+[B, F, N], one row for each T / F tokens, and residual [B, T, N]. x is [B, T, K].
 
 The arithmetic, which every implementation shares (f32 and f16 are roundings; a group is 64 numbers of one token)::
 
@@ -15,7 +19,8 @@ The arithmetic, which every implementation shares (f32 and f16 are roundings; a 
     sum     = integer sum of code_x * code_w over a group    exact in any order; at most 64 * 8 * 8
     acc     = f32(acc + f32(f32(sum * scale_w) * scale))     groups in ascending order; sum * scale_w is exact
     hidden  = f16(f16(v) @ low_rank_down^T)                  float32 sums
-    y       = f16(acc + hidden @ low_rank_up^T + bias)       float32 sums
+    y       = acc + hidden @ low_rank_up^T + bias            float32 sums
+    output  = f16(y), f16(gelu(y)), or residual + gate * y
 
 Scales and codes are bits that no implementation may change; so are the integer sums. The float32 sums of the last
 three lines may take another order or fuse a multiplication with an addition. A group that holds a NaN or an infinity
@@ -31,141 +36,47 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
-from rtgen.plugins.base import Plugin
+from rtgen.plugins import w4a4_linear_body
+from rtgen.plugins.base import Output, Plugin
+from rtgen.plugins.torch_launch import launch_on_torch
+from rtgen.plugins.w4a4_linear_kernel import GELU, GROUP, NONE, W4A4LinearKernel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
-GROUP: Final = 64
-"""Numbers of a token, and of a row of the weight, that share a scale; also the size of the rotation."""
+    from rtgen.data_types import DataType
 
 LOWEST: Final = -8
 HIGHEST: Final = 7
 """The ends of INT4."""
 
-_BUTTERFLIES = "".join(
-    f"""
-            sign_{stage} = Constant <value: tensor = float[2{", 1" * stage}] {{1, -1}}> ()
-            partner_{stage} = Gather <axis = {6 - stage}> ({"cube" if stage == 0 else f"turned_{stage - 1}"}, swap)
-            signed_{stage} = Mul ({"cube" if stage == 0 else f"turned_{stage - 1}"}, sign_{stage})
-            turned_{stage} = Add (partner_{stage}, signed_{stage})"""
-    for stage in range(6)
-)
-"""A group is a cube of six dimensions of 2. Along one after the other, the last first, both numbers of a pair become
-their sum and their difference. TensorRT makes several times as much code of Split and Concat."""
+_INPUTS = ("x", "codes", "scales", "pre_scale", "shift", "low_rank_down", "low_rank_up", "bias")
+_HALVES: tuple[DataType, ...] = ("float16",) * 6
+_TYPES: tuple[DataType, ...] = ("float16", "int8", *_HALVES)
+_SHAPE = ((0, 0), (0, 1), (1, 0))
 
 PLUGIN = Plugin(
     name="W4A4Linear",
-    inputs=("x", "codes", "scales", "pre_scale", "shift", "low_rank_down", "low_rank_up", "bias"),
+    inputs=_INPUTS,
+    outputs=("output",),
+    attributes={"rotate": 0, "epilogue": 0},
+    body=w4a4_linear_body.LINEAR,
+    kernel=W4A4LinearKernel(),
+    results=(Output(0, _SHAPE),),
+    input_types=_TYPES,
+)
+
+GATED = Plugin(
+    name="W4A4LinearGated",
+    inputs=(*_INPUTS, "gate", "residual"),
     outputs=("output",),
     attributes={"rotate": 0},
-    # Products of integers are taken in float16, which TensorRT has on every GPU it serves (Turing has no float32
-    # ones), and over 32 numbers at most: up to 32 * 8 * 8 = 2048 float16 represents every integer, whatever
-    # the accumulator. DequantizeLinear with the scale 1 is what keeps TensorRT from unpacking the codes ahead of time.
-    body=f"""
-<domain: "rtgen", opset_import: ["" : 24]>
-W4A4Linear <rotate: int = 0> (x, codes, scales, pre_scale, shift, low_rank_down, low_rank_up, bias)
-    => (output)
-{{
-    wide = Cast <to = 1> (x)
-    factors = Cast <to = 1> (pre_scale)
-    offsets = Cast <to = 1> (shift)
-    scaled = Mul (wide, factors)
-    smooth = Sub (scaled, offsets)
-    rotate_flag = Constant <value_int: int = @rotate> ()
-    is_rotated = Cast <to = 9> (rotate_flag)
-    values = If (is_rotated) <
-        then_branch = rotated () => (turned) {{
-            cube_shape = Constant <value_ints = [-1, 2, 2, 2, 2, 2, 2]> ()
-            cube = Reshape (smooth, cube_shape)
-            swap = Constant <value_ints = [1, 0]> (){_BUTTERFLIES}
-            eighth = Constant <value_float = 0.125> ()
-            turned = Mul (turned_5, eighth)
-        }},
-        else_branch = plain () => (kept) {{ kept = Identity (smooth) }}
-    >
-
-    one_axis = Constant <value_ints = [1]> ()
-    last_axis = Constant <value_ints = [2]> ()
-    rest = Constant <value_ints = [-1]> ()
-    group_count = Shape <start = 1, end = 2> (scales)
-    group_size = Constant <value_ints = [64]> ()
-    group_shape = Concat <axis = 0> (rest, group_count, group_size)
-    grouped = Reshape (values, group_shape)
-    largest = ReduceMax <keepdims = 1> (grouped, last_axis)
-    smallest = ReduceMin <keepdims = 1> (grouped, last_axis)
-    smallest_magnitude = Neg (smallest)
-    is_positive = Greater (largest, smallest_magnitude)
-    extreme = Where (is_positive, largest, smallest)
-    zero = Constant <value_float = 0.0> ()
-    seven = Constant <value_float = 7.0> ()
-    minus_eight = Constant <value_float = -8.0> ()
-    step = Div (extreme, minus_eight)
-    group_sum = ReduceSum <keepdims = 1> (grouped, last_axis)
-    zero_or_nan = Sub (group_sum, group_sum)
-    scale = Add (step, zero_or_nan)
-    unguarded = Div (minus_eight, extreme)
-    is_zero = Equal (extreme, zero)
-    inverse = Where (is_zero, zero, unguarded)
-    steps = Mul (grouped, inverse)
-    rounded = Round (steps)
-    x_codes = Clip (rounded, minus_eight, seven)
-
-    one = Constant <value_float = 1.0> ()
-    sixteen = Constant <value_float = 16.0> ()
-    sixteenth = Constant <value_float = 0.0625> ()
-    eighth_of = Constant <value_float = 0.125> ()
-    byte = DequantizeLinear (codes, one)
-    byte_sixteenth = Mul (byte, sixteenth)
-    high = Floor (byte_sixteenth)
-    high_part = Mul (high, sixteen)
-    low_unsigned = Sub (byte, high_part)
-    low_eighth = Mul (low_unsigned, eighth_of)
-    is_negative = Floor (low_eighth)
-    borrow = Mul (is_negative, sixteen)
-    low = Sub (low_unsigned, borrow)
-    low_column = Unsqueeze (low, last_axis)
-    high_column = Unsqueeze (high, last_axis)
-    w_codes = Concat <axis = 2> (low_column, high_column)
-
-    halves = Constant <value_ints = [2, 32]> ()
-    half_shape = Concat <axis = 0> (rest, group_count, halves)
-    x_half = Cast <to = 10> (x_codes)
-    w_half = Cast <to = 10> (w_codes)
-    x_split = Reshape (x_half, half_shape)
-    w_split = Reshape (w_half, half_shape)
-    x_operand = Transpose <perm = [1, 2, 0, 3]> (x_split)
-    w_operand = Transpose <perm = [1, 2, 3, 0]> (w_split)
-    half_sums = MatMul (x_operand, w_operand)
-    half_integers = Cast <to = 1> (half_sums)
-    integers = ReduceSum <keepdims = 0> (half_integers, one_axis)
-    w_scales = Cast <to = 1> (scales)
-    w_scales_turned = Transpose <perm = [1, 0]> (w_scales)
-    w_scales_rows = Unsqueeze (w_scales_turned, one_axis)
-    x_scales = Transpose <perm = [1, 0, 2]> (scale)
-    w_scaled = Mul (integers, w_scales_rows)
-    terms = Mul (w_scaled, x_scales)
-    first_axis = Constant <value_ints = [0]> ()
-    total_flat = ReduceSum <keepdims = 0> (terms, first_axis)
-    leading = Shape <start = 0, end = -1> (x)
-    out_features = Shape <start = 0, end = 1> (scales)
-    output_shape = Concat <axis = 0> (leading, out_features)
-    total = Reshape (total_flat, output_shape)
-
-    smooth_half = Cast <to = 10> (smooth)
-    down = Transpose <perm = [1, 0]> (low_rank_down)
-    hidden = MatMul (smooth_half, down)
-    up = Transpose <perm = [1, 0]> (low_rank_up)
-    branch_half = MatMul (hidden, up)
-    branch = Cast <to = 1> (branch_half)
-    wide_bias = Cast <to = 1> (bias)
-    with_branch = Add (total, branch)
-    with_bias = Add (with_branch, wide_bias)
-    output = Cast <to = 10> (with_bias)
-}}
-""",
+    body=w4a4_linear_body.GATED,
+    kernel=W4A4LinearKernel(gated=True),
+    results=(Output(9, _SHAPE),),
+    input_types=(*_TYPES, "float32", "float32"),
 )
 
 
@@ -210,14 +121,52 @@ def unpack_codes(codes: Tensor) -> Tensor:
     return torch.stack([low, codes >> 4], dim=-1).flatten(1)
 
 
+def linear_sums(
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    pre_scale: Tensor,
+    shift: Tensor,
+    low_rank_down: Tensor,
+    low_rank_up: Tensor,
+    bias: Tensor,
+    rotate: int,
+) -> Tensor:
+    """The reference on any device: y of the module's docstring in float32, [..., N]."""
+    smooth = x.float() * pre_scale.float() - shift.float()
+    x_codes, x_scales = quantize_groups(rotate_groups(smooth) if rotate else smooth)
+    w_codes = unpack_codes(codes).float().reshape(len(codes), -1, GROUP)
+    total = smooth.new_zeros((*x.shape[:-1], codes.shape[0]))
+    for group in range(scales.shape[1]):
+        # Integers up to 4096 in float32: exact, also where torch may use TF32.
+        sums = x_codes[..., group, :] @ w_codes[:, group].T
+        total += sums * scales[:, group].float() * x_scales[..., group, :]
+    hidden = (smooth.half().float() @ low_rank_down.float().T).half()
+    return total + hidden.float() @ low_rank_up.float().T + bias.float()
+
+
+def finish_linear(y: Tensor, epilogue: int) -> Tensor:
+    """The reference of W4A4Linear's end: float16 of y, or of its GELU."""
+    from torch.nn import functional as F
+
+    return (F.gelu(y, approximate="tanh") if epilogue == GELU else y).half()
+
+
+def finish_gated(y: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
+    """The reference of W4A4LinearGated's end: residual + gate * y; y and residual [B, T, N], gate [B, F, N] float32."""
+    frames = y.reshape(*gate.shape[:2], -1, gate.shape[2])
+    return residual + (frames * gate.unsqueeze(2)).reshape(residual.shape)
+
+
 @cache
 def torch_op() -> Callable[..., Tensor]:
-    """The operator as ``torch.ops.rtgen.w4a4_linear``: the reference."""
+    """W4A4Linear as ``torch.ops.rtgen.w4a4_linear``: the reference on the processor, the kernel on CUDA GPUs."""
     import torch
 
     tensors = ", ".join(f"Tensor {name}" for name in PLUGIN.inputs)
+    schema = f"({tensors}, int rotate=0, int epilogue=0) -> Tensor"
 
-    @torch.library.custom_op("rtgen::w4a4_linear", mutates_args=(), schema=f"({tensors}, int rotate=0) -> Tensor")
+    @torch.library.custom_op("rtgen::w4a4_linear", mutates_args=(), schema=schema)
     def w4a4_linear(
         x: Tensor,
         codes: Tensor,
@@ -228,24 +177,68 @@ def torch_op() -> Callable[..., Tensor]:
         low_rank_up: Tensor,
         bias: Tensor,
         rotate: int = 0,
+        epilogue: int = 0,
     ) -> Tensor:
-        _check(x, codes, scales, pre_scale, shift, low_rank_down, low_rank_up, bias, rotate)
-        smooth = x.float() * pre_scale.float() - shift.float()
-        x_codes, x_scales = quantize_groups(rotate_groups(smooth) if rotate else smooth)
-        w_codes = unpack_codes(codes).float().reshape(len(codes), -1, GROUP)
-        total = x.new_zeros((*x.shape[:-1], codes.shape[0]), dtype=torch.float32)
-        for group in range(scales.shape[1]):
-            # Integers up to 4096 in float32: exact, also where torch may use TF32.
-            sums = x_codes[..., group, :] @ w_codes[:, group].T
-            total += sums * scales[:, group].float() * x_scales[..., group, :]
-        hidden = (smooth.half().float() @ low_rank_down.float().T).half()
-        return (total + hidden.float() @ low_rank_up.float().T + bias.float()).half()
+        tensors = (x, codes, scales, pre_scale, shift, low_rank_down, low_rank_up, bias)
+        _check(*tensors, rotate)
+        if epilogue not in (NONE, GELU):
+            raise ValueError(f"epilogue is {NONE} or {GELU}, not {epilogue}")
+        if x.is_cuda:
+            output = x.new_empty((*x.shape[:-1], codes.shape[0]))
+            launch_on_torch(PLUGIN, _packed(tensors), (output,), {"rotate": rotate, "epilogue": epilogue})
+            return output
+        return finish_linear(linear_sums(*tensors, rotate), epilogue)
 
     @w4a4_linear.register_fake
-    def _(x: Any, codes: Any, *rest: Any, rotate: int = 0) -> Any:
+    def _(x: Any, codes: Any, *rest: Any, rotate: int = 0, epilogue: int = 0) -> Any:
         return x.new_empty((*x.shape[:-1], codes.shape[0]))
 
     return w4a4_linear
+
+
+@cache
+def gated_torch_op() -> Callable[..., Tensor]:
+    """W4A4LinearGated as ``torch.ops.rtgen.w4a4_linear_gated``."""
+    import torch
+
+    tensors = ", ".join(f"Tensor {name}" for name in GATED.inputs)
+    schema = f"({tensors}, int rotate=0) -> Tensor"
+
+    @torch.library.custom_op("rtgen::w4a4_linear_gated", mutates_args=(), schema=schema)
+    def w4a4_linear_gated(
+        x: Tensor,
+        codes: Tensor,
+        scales: Tensor,
+        pre_scale: Tensor,
+        shift: Tensor,
+        low_rank_down: Tensor,
+        low_rank_up: Tensor,
+        bias: Tensor,
+        gate: Tensor,
+        residual: Tensor,
+        rotate: int = 0,
+    ) -> Tensor:
+        tensors = (x, codes, scales, pre_scale, shift, low_rank_down, low_rank_up, bias)
+        _check(*tensors, rotate)
+        _check_gated(x, codes, gate, residual)
+        if x.is_cuda:
+            output = torch.empty_like(residual, memory_format=torch.contiguous_format)
+            launch_on_torch(GATED, _packed((*tensors, gate, residual)), (output,), {"rotate": rotate})
+            return output
+        return finish_gated(linear_sums(*tensors, rotate), gate, residual)
+
+    @w4a4_linear_gated.register_fake
+    def _(x: Any, codes: Any, *rest: Any, rotate: int = 0) -> Any:
+        residual = rest[7]
+        return residual.new_empty(residual.shape)
+
+    return w4a4_linear_gated
+
+
+def _packed(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Contiguous, and where a kernel may read 16 bytes at once."""
+    packed = [tensor.contiguous() for tensor in tensors]
+    return [tensor.clone() if tensor.data_ptr() % 16 else tensor for tensor in packed]
 
 
 def _check(
@@ -280,3 +273,18 @@ def _check(
     for name, (tensor, dtype, shape) in wanted.items():
         if tensor.dtype != dtype or tuple(tensor.shape) != tuple(shape):
             raise ValueError(f"{name} is {tensor.dtype}{list(tensor.shape)}, not {dtype}{list(shape)}")
+
+
+def _check_gated(x: Tensor, codes: Tensor, gate: Tensor, residual: Tensor) -> None:
+    """As :func:`_check`, of the inputs that W4A4LinearGated has besides."""
+    import torch
+
+    if x.ndim != 3 or gate.ndim != 3 or x.shape[1] % max(1, gate.shape[1]):
+        raise ValueError(f"gate {list(gate.shape)} does not share out the tokens of x {list(x.shape)}")
+    wanted = {
+        "gate": (gate, (x.shape[0], gate.shape[1], codes.shape[0])),
+        "residual": (residual, (*x.shape[:-1], codes.shape[0])),
+    }
+    for name, (tensor, shape) in wanted.items():
+        if tensor.dtype != torch.float32 or tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} is {tensor.dtype}{list(tensor.shape)}, not torch.float32{list(shape)}")

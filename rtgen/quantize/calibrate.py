@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from torch import nn
 
+from rtgen.config.kv_cache import kv_cache_of
 from rtgen.errors import CheckpointError
 from rtgen.models.registry import load
 from rtgen.quantize.layered import LayeredDenoiser
@@ -70,7 +71,7 @@ def calibrate(
     reasons = reasons_to_keep(linear_shapes(model), settings)
     with TemporaryDirectory(dir=folder) as scratch:
         files = LayerFiles(Path(scratch))
-        walk = _BlockWalk(config, model, recorded, settings, device, files)  # type: ignore[arg-type]
+        walk = _BlockWalk(config, model, recorded, recipe, device, files)  # type: ignore[arg-type]
         for layer in range(config.denoiser.layers):
             advance(layer / config.denoiser.layers, f"block {layer + 1} of {config.denoiser.layers}")
             prefix = f"blocks.{layer}."
@@ -121,15 +122,16 @@ class _BlockWalk:
         config: ModelConfig,
         model: CausalVideoDiT,
         recorded: CalibrationSet,
-        settings: Quantization,
+        recipe: RecipeConfig,
         device: Device,
         files: LayerFiles,
     ) -> None:
+        assert recipe.quantization is not None
         self.results: dict[str, LayerResult] = {}
         self.measured: list[Measured] = []
-        self._settings, self._files = settings, files
+        self._settings, self._files = recipe.quantization, files
         self._layered = LayeredDenoiser(model, device, resident=False)
-        self._replay = Replay(config, recorded, self._layered.shell, device)
+        self._replay = Replay(config, recorded, self._layered.shell, device, kv_cache_of(config, recipe))
         sampled = sum(passes.is_recorded for passes in self._replay.passes)
         self._rows_per_call = -(-ROWS // sampled)
         streams = {round(number * (len(recorded.streams) - 1) / max(1, PROBES - 1)) for number in range(PROBES)}

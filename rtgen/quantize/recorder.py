@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rtgen.config.recipe import KVCacheFormat
 from rtgen.engine.manifest import ComponentEntry
 from rtgen.export.denoiser import tensor_table
+from rtgen.models.kv_ring import CodedKVRing, CodedRingSettings
 from rtgen.models.rope import token_rotation
 from rtgen.quantize.calibration_set import CalibrationSet, Stream
 from rtgen.quantize.layered import LayeredDenoiser
+from rtgen.quantize.replayed_ring import empty_ring
 from rtgen.runtime.denoise import Denoiser
 
 if TYPE_CHECKING:
@@ -35,13 +38,14 @@ class Ring:
         self._keys, self._values = (
             [torch.zeros(tuple(shape), device=device.name, dtype=device.dtype) for _ in range(layers)] for _ in range(2)
         )
-        self.start, self.valid = 0, 0
+        self.write_index = self.valid_length = torch.zeros(1, dtype=torch.int64)
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         keys, values = self._keys[layer], self._values[layer]
-        written = slice(self.start, self.start + key.shape[2])
+        start, valid = int(self.write_index), int(self.valid_length)
+        written = slice(start, start + key.shape[2])
         keys[:, :, written], values[:, :, written] = key, value
-        return F.scaled_dot_product_attention(query, keys[:, :, : self.valid], values[:, :, : self.valid])
+        return F.scaled_dot_product_attention(query, keys[:, :, :valid], values[:, :, :valid])
 
 
 class RecordingSession:
@@ -50,8 +54,12 @@ class RecordingSession:
     ``recorded`` gets the latents [C, F, H, W] and the sigma of each pass.
     """
 
-    def __init__(self, config: ModelConfig, layered: LayeredDenoiser, device: Device) -> None:
-        inputs, outputs, states = tensor_table(config, "float32")
+    def __init__(
+        self, config: ModelConfig, layered: LayeredDenoiser, device: Device, ring: KVCacheFormat | None = None
+    ) -> None:
+        """``ring``: what the K/V ring holds, keys and values as they are by default."""
+        self._format = ring or KVCacheFormat()
+        inputs, outputs, states = tensor_table(config, "float32", self._format)
         self.component = ComponentEntry(
             file="denoiser.onnx", inputs=tuple(inputs), outputs=tuple(outputs), states=tuple(states)
         )
@@ -59,10 +67,15 @@ class RecordingSession:
         self._config, self._layered, self._device = config, layered, device
         self._inputs: dict[str, Tensor] = {}
         self._outputs: dict[str, Tensor] = {}
-        self._ring: Ring | None = None
+        self._ring: Ring | CodedKVRing | None = None
 
     def allocate(self, sizes: Mapping[str, int]) -> None:
         config = self._config
+        if self._format.is_coded:
+            frame = torch.tensor([sizes["rows"] * sizes["columns"]], device=self._device.name)
+            tensors = empty_ring(config, self._format, sizes, self._device)
+            self._ring = CodedKVRing(CodedRingSettings.of(config, self._format), *tensors, frame, frame, frame)
+            return
         length = config.cache.window * sizes["rows"] * sizes["columns"]
         shape = (1, config.denoiser.heads, length, config.denoiser.head_dim)
         self._ring = Ring(config.denoiser.layers, shape, self._device)
@@ -82,7 +95,7 @@ class RecordingSession:
         sigma = given["sigma"]
         latents = (1 - sigma) * given["clean"] + sigma * given["noise"]
         self.recorded.append((float(sigma), latents[0].cpu()))
-        ring.start, ring.valid = int(given["write_index"]), int(given["valid_length"])
+        ring.write_index, ring.valid_length = given["write_index"], given["valid_length"]
         rotation = token_rotation((given["rope_time"], given["rope_height"], given["rope_width"]))
         shell: CausalVideoDiT = self._layered.shell
         embedded = shell.embed(latents, (1000 * sigma).expand(1, latents.shape[2]), given["context"])

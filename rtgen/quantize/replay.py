@@ -2,7 +2,8 @@
 
 The tokens that a block is given, for all recorded passes, are all there is in memory besides the block. Self-attention
 needs the keys and values of past chunks: they are those that the block itself computes in the clean passes, which are
-therefore taken along for every chunk, and forgotten when the block is done.
+therefore taken along for every chunk, and forgotten when the block is done. Where the recipe's K/V ring holds codes,
+they go through it.
 """
 
 from __future__ import annotations
@@ -14,36 +15,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rtgen.models.rope import token_rotation
+from rtgen.quantize.replayed_ring import RingOfCodes, RingOfFloats
 from rtgen.runtime.kv_cache import RingLayout
 from rtgen.runtime.rope import axis_table
 
 if TYPE_CHECKING:
     from rtgen.config.model import ModelConfig
+    from rtgen.config.recipe import KVCacheFormat
     from rtgen.models.dit import Block, CausalVideoDiT
     from rtgen.quantize.calibration_set import CalibrationSet, Stream
     from rtgen.quantize.device import Device
-
-KeysValues = tuple[Tensor, Tensor]
-
-
-class PastAttention:
-    """An :class:`rtgen.models.dit.Attend` over the keys and values of past chunks, [1, heads, T, head_dim], and one's
-    own. The batch is passes of one chunk; ``own`` keeps what the last of them, the clean pass, leaves in the ring."""
-
-    def __init__(self, past: list[KeysValues]) -> None:
-        self._past = past
-        self.own: KeysValues | None = None
-
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        keys, values = (self._joined(index, own) for index, own in enumerate((key, value)))
-        self.own = key[-1:].clone(), value[-1:].clone()
-        return F.scaled_dot_product_attention(query, keys, values)
-
-    def _joined(self, index: int, own: Tensor) -> Tensor:
-        return torch.cat([*(part[index].expand(len(own), -1, -1, -1) for part in self._past), own], dim=2)
+    from rtgen.quantize.replayed_ring import ReplayedAttention, ReplayedRing
 
 
 @dataclass
@@ -62,14 +46,22 @@ class BlockInputs:
     """Everything that a block is given for one :class:`Passes`, on the device."""
 
     def __init__(
-        self, x: Tensor, parts: Tensor, text: Tensor, rotation: Tensor, past: list[KeysValues], tag: Passes
+        self,
+        x: Tensor,
+        parts: Tensor,
+        text: Tensor,
+        rotation: Tensor,
+        attention: Callable[[], ReplayedAttention],
+        tag: Passes,
     ) -> None:
-        self.x, self.parts, self.text, self.rotation, self.past, self.tag = x, parts, text, rotation, past, tag
-        self.own: KeysValues | None = None
+        self.x, self.parts, self.text, self.rotation, self.tag = x, parts, text, rotation, tag
+        self._attention = attention
+        self.own: tuple[Tensor, ...] = ()
+        """What the last run left in the ring."""
 
     def run(self, block: Block) -> Tensor:
         """The block's output, [B, T, dim] float32."""
-        attend = PastAttention(self.past)
+        attend = self._attention()
         y: Tensor = block(self.x, self.parts, self.text.expand(len(self.x), -1, -1), self.rotation, attend)
         self.own = attend.own
         return y
@@ -82,10 +74,16 @@ Observe = Callable[[BlockInputs, Tensor], None]
 class Replay:
     """The recorded passes on their way through the blocks, which :meth:`run` takes them through in order."""
 
-    def __init__(self, config: ModelConfig, recorded: CalibrationSet, shell: CausalVideoDiT, device: Device) -> None:
-        self._config, self._set, self._device = config, recorded, device
-        layout = RingLayout(config.cache.window, config.cache.sink, config.cache.chunk)
-        self._visible = [visible_chunks(layout, chunk) for chunk in range(recorded.chunks[-1] + 1)]
+    def __init__(
+        self,
+        config: ModelConfig,
+        recorded: CalibrationSet,
+        shell: CausalVideoDiT,
+        device: Device,
+        ring: KVCacheFormat | None = None,
+    ) -> None:
+        """``ring``: what the K/V ring holds, keys and values as they are by default."""
+        self._config, self._set, self._device, self._format = config, recorded, device, ring
         self._texts: list[Tensor] = []
         self._parts: dict[bool, Tensor] = {}
         self._times: dict[bool, Tensor] = {}
@@ -95,7 +93,7 @@ class Replay:
     @torch.no_grad()
     def _embed(self, shell: CausalVideoDiT) -> None:
         for number, stream in enumerate(self._set.streams):
-            for chunk in range(len(self._visible)):
+            for chunk in range(self._set.chunks[-1] + 1):
                 is_recorded = chunk in self._set.chunks
                 latents = self._latents(stream, chunk)
                 sigmas = torch.tensor([*self._set.sigmas, 0.0] if is_recorded else [0.0])
@@ -117,14 +115,13 @@ class Replay:
     @torch.no_grad()
     def run(self, block: Block, observe: Observe | None = None) -> None:
         """Take all passes through a block. ``observe`` may run it again on what it is told."""
-        cache: dict[int, KeysValues] = {}
+        ring = self._empty_ring()
         for passes in self.passes:
             if passes.chunk == 0:
-                cache = {}
-            inputs = self._inputs(passes, [cache[chunk] for chunk in self._visible[passes.chunk]])
+                ring = self._empty_ring()
+            inputs = self._inputs(passes, ring.attention(passes.chunk))
             y = inputs.run(block)
-            assert inputs.own is not None
-            cache[passes.chunk] = inputs.own
+            ring.keep(passes.chunk, inputs.own)
             if observe is not None:
                 observe(inputs, y)
             passes.x = y.cpu()
@@ -136,12 +133,21 @@ class Replay:
             with torch.no_grad():
                 yield passes, shell.project(passes.x.to(self._device.name), self._times[passes.is_recorded], shape)
 
-    def _inputs(self, passes: Passes, past: list[KeysValues]) -> BlockInputs:
+    def _inputs(self, passes: Passes, attention: Callable[[], ReplayedAttention]) -> BlockInputs:
         name = self._device.name
         text = self._texts[passes.stream].to(name)
         return BlockInputs(
-            passes.x.to(name), self._parts[passes.is_recorded], text, self._rotation(passes.chunk), past, passes
+            passes.x.to(name), self._parts[passes.is_recorded], text, self._rotation(passes.chunk), attention, passes
         )
+
+    def _empty_ring(self) -> ReplayedRing:
+        config = self._config
+        layout = RingLayout(config.cache.window, config.cache.sink, config.cache.chunk)
+        if self._format is None or not self._format.is_coded:
+            return RingOfFloats(layout)
+        height, width = self._set.streams[0].clean.shape[-2:]
+        sizes = {"rows": height // config.denoiser.patch[1], "columns": width // config.denoiser.patch[2]}
+        return RingOfCodes(config, self._format, layout, sizes, self._device)
 
     def _rotation(self, chunk: int) -> Tensor:
         """Rotary tables of a chunk's tokens, as the runtime makes them."""
@@ -156,11 +162,3 @@ class Replay:
             )
         ]
         return token_rotation((tables[0], tables[1], tables[2])).to(self._device.name)
-
-
-def visible_chunks(layout: RingLayout, chunk: int) -> tuple[int, ...]:
-    """The past chunks whose keys and values are still in the ring when ``chunk`` has taken its slot."""
-    slots: dict[int, int] = {}
-    for number in range(chunk + 1):
-        slots[layout.slot(number)] = number
-    return tuple(sorted(number for number in slots.values() if number != chunk))

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rtgen.plugins.w4a4_linear import GROUP, HIGHEST, LOWEST, quantize_groups, rotate_groups
+from rtgen.plugins.w4a4_linear import HIGHEST, LOWEST, quantize_groups, rotate_groups
+from rtgen.plugins.w4a4_linear_kernel import GROUP
 from rtgen.quantize.compensated import Compensation
 
 JUDGED: Final = 0.25

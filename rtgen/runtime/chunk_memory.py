@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from rtgen.engine.manifest import Size
+from rtgen.runtime.resize import resized_latents
 from rtgen.runtime.session import Array
 
 
@@ -39,3 +41,12 @@ class ChunkMemory:
         """Count positions anew. The ring must be filled again (``Denoiser.refill``): its keys carry the old ones."""
         self.chunks = [(index * self.chunk, latents) for index, (_, latents) in enumerate(self.chunks)]
         self.position = len(self.chunks) * self.chunk
+
+    @property
+    def latest(self) -> Array | None:
+        """The latents of the chunk that was made last, if it is remembered."""
+        return self.chunks[-1][1] if self.chunks else None
+
+    def resize(self, size: Size) -> None:
+        """Remember the same chunks in another size of latents (height, width); the ring must be filled again."""
+        self.chunks = [(position, resized_latents(latents, size)) for position, latents in self.chunks]

@@ -4,7 +4,7 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -46,6 +46,13 @@ class ChunkSource(Protocol):
     def switch(self, encode: Callable[[], Array]) -> None:
         """From the next chunk on, follow the context that ``encode`` returns, [1, tokens, dim] float32."""
 
+    def resize(self, sizes: Mapping[str, int]) -> Array | None:
+        """From the next chunk on, make frames of another size.
+
+        Returns the latents of the last chunk in that size, for the decoder to go on from; None if none is remembered.
+        Raises MemoryPlanError when the device has no room.
+        """
+
     def close(self) -> None:
         """Make no more chunks; no thread is left. Idempotent."""
 
@@ -77,6 +84,12 @@ class ChunkMaker:
         self.denoiser.set_context(encode())
         self._is_stale = True
 
+    def resize(self, sizes: Mapping[str, int]) -> Array | None:
+        self.denoiser.resize(sizes)
+        self.memory.resize(self.denoiser.latent_shape[-2:])
+        self._is_stale = True
+        return self.memory.latest
+
     def close(self) -> None:
         pass
 
@@ -94,8 +107,8 @@ class ChunksAhead:
     """Makes chunks on a thread of its own, one ahead of the decoder: the next begins when the last has been taken.
 
     So a slow taker holds the thread back, and two sets of latents are all that there is: one with the decoder, one
-    waiting or in the making. A chunk that was begun before :meth:`switch` is given up and made again under the new
-    context, so the stream has the same bits as one of a :class:`ChunkMaker`.
+    waiting or in the making. A chunk that was begun before :meth:`switch` or :meth:`resize` is given up and made again
+    under the new context or in the new size, so the stream has the same bits as one of a :class:`ChunkMaker`.
     """
 
     def __init__(self, maker: ChunkMaker, count: int | None) -> None:
@@ -113,10 +126,18 @@ class ChunksAhead:
         return made
 
     def switch(self, encode: Callable[[], Array]) -> None:
+        self._give_up()
+        self._maker.switch(encode)
+
+    def resize(self, sizes: Mapping[str, int]) -> Array | None:
+        self._give_up()
+        return self._maker.resize(sizes)
+
+    def _give_up(self) -> None:
+        """What was begun already is not wanted any more."""
         if self._worker is not None:
             self.close()
             self._maker.rewind(self._taken)
-        self._maker.switch(encode)
 
     def close(self) -> None:
         if self._worker is not None:

@@ -33,6 +33,15 @@ class Decoder:
         self.session.reset()
         self._opens = True
 
+    def resize(self, sizes: Mapping[str, int], latents: Array | None) -> None:
+        """Go on in another size. ``latents``: of the chunk before, in that size; None if there was none.
+
+        They are decoded once more, for the past frames of the convolutions alone.
+        """
+        self.start(sizes)
+        if latents is not None:
+            self.decode_latents(latents)
+
     def decode(self, denoiser: Session) -> Frames:
         """The frames of the chunk that ``denoiser`` just made, without those at the start that do not exist."""
         self.session.copy("latents", denoiser, "denoised")

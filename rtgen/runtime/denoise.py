@@ -14,6 +14,8 @@ from rtgen.runtime.rope import axis_table
 from rtgen.runtime.session import Array, Session
 
 NOISE = "noise"
+FRAME_TOKENS = "frame_tokens"
+"""Tokens of a latent frame: an input of denoisers whose K/V ring holds codes."""
 
 
 class StoppedError(Exception):
@@ -50,6 +52,15 @@ class Denoiser:
         """Once set, from any thread: no further pass begins, and the chunk in the making ends with StoppedError."""
         self.passes = PassCount(len(model.sigmas))
         self.ring = RingLayout(model.window, model.sink, model.chunk)
+        self._context: Array | None = None
+        self.resize(sizes)
+
+    def resize(self, sizes: Mapping[str, int]) -> None:
+        """Make the buffers for frames of a size; the ring is empty, and the prompt is what it was.
+
+        Raises MemoryPlanError when the device has no room.
+        """
+        session, model = self.session, self.model
         self.frame_tokens = sizes["rows"] * sizes["columns"]
         self.written = 0
         session.allocate(sizes)
@@ -59,9 +70,14 @@ class Denoiser:
         _, rows, columns = model.rope_split
         session.write("rope_height", axis_table(np.arange(sizes["rows"]), rows, model.rope_theta))
         session.write("rope_width", axis_table(np.arange(sizes["columns"]), columns, model.rope_theta))
+        if any(tensor.name == FRAME_TOKENS for tensor in session.component.inputs):
+            session.write(FRAME_TOKENS, np.array([self.frame_tokens], np.int64))
+        if self._context is not None:
+            self.set_context(self._context)
 
     def set_context(self, context: Array) -> None:
         """The encoded prompt, [1, tokens, dim] float32."""
+        self._context = context
         self.session.write("context", context)
         if self.steps is not None:
             self.steps.forget()

@@ -51,6 +51,8 @@ class Pipeline:
         """Denoise passes of the newest stream so far."""
         self._prompt = ""
         self._pending: str | None = None
+        self._size = package.manifest.model.default_size
+        self._pending_size: Size | None = None
         self._streams = 0  # started so far; only the newest goes on
         self._text = PromptEncoder(package, backend, remember=remember_prompts)
         self._source: ChunkSource | None = None  # of the newest stream
@@ -90,6 +92,24 @@ class Pipeline:
         self._text.tokens(text)  # refuse a bad one here, not in mid-stream
         self._pending = text
 
+    @property
+    def size(self) -> Size:
+        """Height and width of the running stream's frames. Assigning another changes them at the next chunk.
+
+        The video goes on: what the model remembers of it is resized, and read again. Raises SizeError for a size that
+        the package does not serve, at once.
+        """
+        return self._size
+
+    @size.setter
+    def size(self, size: Size) -> None:
+        self.check_size(size)
+        self._pending_size = size
+
+    def check_size(self, size: Size) -> None:
+        """Raise SizeError unless the package serves frames of ``size`` (height, width)."""
+        self._sizes(size)
+
     def stream(
         self,
         prompt: str,
@@ -113,9 +133,11 @@ class Pipeline:
             raise UsageError(f"the seed must be in 0 .. 2**63 - 1, not {seed}")
         if frames is not None and frames < 1:
             raise UsageError(f"frames must be at least 1, not {frames}")
-        sizes = self._sizes(size or self.manifest.model.default_size)
+        size = size or self.manifest.model.default_size
+        sizes = self._sizes(size)
         checked_budget(error_budget)
         context = self._encode(prompt)
+        self._size, self._pending_size = size, None
         return self._chunks(context, frames, seed, sizes, error_budget, adaptive)
 
     @property
@@ -176,6 +198,7 @@ class Pipeline:
                 pending = self._pending
                 if pending is not None:
                     source.switch(partial(self._encode, pending))
+                self._resize(source)
                 try:
                     latents = source.take()
                 except StoppedError:  # another thread ended the stream
@@ -195,6 +218,14 @@ class Pipeline:
         maker = ChunkMaker(denoiser, ChunkMemory(model.window, model.sink, model.chunk, model.position_limit))
         self._source = ChunksAhead(maker, _chunk_count(model, frames)) if self.overlaps else maker
         return self._source
+
+    def _resize(self, source: ChunkSource) -> None:
+        """Take on the size that was asked for since the last chunk."""
+        size, self._pending_size = self._pending_size, None
+        if size is not None and size != self._size:
+            sizes = self._sizes(size)
+            self._decoder.resize(sizes, source.resize(sizes))
+            self._size = size
 
     def _decode(self, made: MadeChunk) -> Frames:
         start = time.perf_counter()

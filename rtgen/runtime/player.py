@@ -18,6 +18,15 @@ OnProgress = Callable[[int, float, float | None], None]
 
 
 @dataclass(frozen=True)
+class Change:
+    """What is to be different from the first chunk on that begins after ``frames`` frames."""
+
+    frames: int
+    prompt: str | None = None
+    size: Size | None = None
+
+
+@dataclass(frozen=True)
 class RunSummary:
     """What a run made and how long it took; seconds count from the prompt to the closed file."""
 
@@ -31,6 +40,7 @@ class RunSummary:
     backend: str
     device: str
     size: Size
+    """Of the video, and of its first frames."""
     warnings: tuple[str, ...]
     denoise_passes: float
     """Of a chunk, on average."""
@@ -70,14 +80,14 @@ def play(
     on_progress: OnProgress,
     *,
     error_budget: float = 0.0,
-    then: Sequence[tuple[int, str]] = (),
+    then: Sequence[Change] = (),
     pace: RealTime | None = None,
 ) -> RunSummary:
     """Stream ``frames`` frames into ``output`` (see ``rtgen.runtime.sink``), encoding behind the next chunk's back.
 
-    ``error_budget`` is that of ``Pipeline.stream``. ``then`` are prompts to switch to, each with the number of frames
-    after which it is due; it holds from the next chunk on. ``pace``: play at its rate; it steers the error budget and
-    drops frames as ``rtgen.runtime.pace`` says. Without it chunks are taken as fast as they come.
+    ``error_budget`` is that of ``Pipeline.stream``. ``then`` are other prompts and sizes to go on with; frames of
+    another size are scaled to the video's. ``pace``: play at its rate; it steers the error budget and drops frames as
+    ``rtgen.runtime.pace`` says. Without it chunks are taken as fast as they come.
     Raises what the pipeline and the sink raise; frames finished by then stay in a playable file.
     """
     manifest, shape = pipeline.manifest, size or pipeline.manifest.model.default_size
@@ -85,7 +95,9 @@ def play(
     adaptive = pace is not None
     stream = pipeline.stream(prompt, seed=seed, frames=frames, size=size, error_budget=error_budget, adaptive=adaptive)
     warnings = dict.fromkeys(pipeline.warnings)
-    due, made = sorted(then, key=lambda change: change[0]), 0
+    due, made = sorted(then, key=lambda change: change.frames), 0
+    for change in due:
+        _check(pipeline, change)
     with (
         closing(stream),
         GpuMonitor(manifest.target.compute_capability) as gpu,
@@ -100,10 +112,23 @@ def play(
             clock.tick(elapsed, len(chunk))
             on_progress(made, made / elapsed, clock.first_s)
             warnings |= dict.fromkeys(pipeline.warnings)
-            while due and due[0][0] <= made:
-                pipeline.prompt = due.pop(0)[1]
+            while due and due[0].frames <= made:
+                _apply(pipeline, due.pop(0))
     seconds = time.perf_counter() - start
     return _summary(pipeline, output, sink.frames, shape, seconds, clock, tuple(warnings), pace, gpu.use)
+
+
+def _check(pipeline: Pipeline, change: Change) -> None:
+    """Refuse here what would be refused in mid-stream."""
+    if change.size is not None:
+        pipeline.check_size(change.size)
+
+
+def _apply(pipeline: Pipeline, change: Change) -> None:
+    if change.prompt is not None:
+        pipeline.prompt = change.prompt
+    if change.size is not None:
+        pipeline.size = change.size
 
 
 def _write(sink: Sink, chunk: Frames, pace: RealTime | None) -> None:

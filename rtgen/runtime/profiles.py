@@ -1,7 +1,7 @@
 """Which optimization profile of a package serves a frame size."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from rtgen.engine.manifest import Size
@@ -41,6 +41,11 @@ def choose_profile(profiles: Sequence[SizeRange], sizes: Mapping[str, int], size
 def serves(profile: SizeRange, size: Size) -> bool:
     """Whether a profile includes a frame size (height, width)."""
     return all(low <= value <= high for low, value, high in zip(profile.min, size, profile.max, strict=True))
+
+
+def serve_all(profiles: Sequence[SizeRange], sizes: Iterable[Size]) -> bool:
+    """Whether each of ``sizes`` (height, width) is included by some profile."""
+    return all(any(serves(profile, size) for profile in profiles) for size in sizes)
 
 
 def served_ranges(profiles: Sequence[SizeRange]) -> str:

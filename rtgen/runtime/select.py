@@ -43,17 +43,29 @@ def detect_gpus() -> list[DetectedGpu]:
 
 
 def best_gpu_name() -> str:
-    """What ``--gpu auto`` means: the config of the largest GPU whose TensorRT is installed, or ``cpu``."""
+    """What ``--gpu auto`` means: the config of the largest GPU whose compiler is installed, or ``cpu``."""
     from rtgen.config.load import match_gpu
-    from rtgen.engine.trt import installed_version
+    from rtgen.engine.compilers import installed_version, with_compiler
 
     for gpu in sorted(detect_gpus(), key=lambda gpu: -gpu.vram_bytes):
         config = match_gpu(gpu.name, gpu.compute_capability, gpu.vram_bytes / 2**30)
-        if config is None or config.compiler == "onnxruntime":
+        if config is None or config.compute_capability is None:
             continue
-        if installed_version(config.compiler) is not None:
+        if installed_version(with_compiler(config).compiler) is not None:
             return config.name
     return CPU
+
+
+def require_device(gpu: str) -> None:
+    """Refuse a GPU's package on a machine without one before minutes go into building it. Raises NoGpuError."""
+    from rtgen.config.load import load_gpu
+    from rtgen.errors import NoGpuError
+
+    if load_gpu(gpu).compute_capability is not None and not detect_gpus():
+        raise NoGpuError(
+            f"{gpu} packages run on an NVIDIA GPU, and this machine has none with a working driver",
+            hint="rtgen run --gpu cpu runs on the processor; rtgen build works without a GPU",
+        )
 
 
 def _describe(pynvml: Any, handle: Any, driver: str) -> DetectedGpu:

@@ -156,7 +156,8 @@ def open_sink(output: str, *, frames_per_second: int, size: tuple[int, int], enc
     """A sink for ``output``: ``.mp4``, ``.mkv``, ``.webm``, ``.gif``, ``.webp``, a folder for PNG frames, or ``-``.
 
     A name that ends in ``/``, in ``.png-folder`` or that is a folder gets lossless frames ``000000.png`` …; ``-`` is a
-    Matroska stream of H.264 on stdout. ``size`` is height and width. ``encoder`` replaces ``libx264`` by
+    Matroska stream of H.264 on stdout. ``size`` is height and width of the video, which frames of another size are
+    scaled to; PNG frames keep theirs. ``encoder`` replaces ``libx264`` by
     ``h264_nvenc`` (the GPU's encoder) where the container takes H.264.
 
     Raises UsageError for a name that says no format, SizeError for odd sizes, OutputError when it cannot be written,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from rtgen.errors import MissingDependencyError, OutputError
 from rtgen.runtime.reserved_file import ReservedFile
+from rtgen.runtime.resize import fitted
 
 Frames = NDArray[np.uint8]
 """RGB, [F, H, W, 3]."""
@@ -80,7 +81,10 @@ def encoding(container: str, encoder: Encoder, *, live: bool = False) -> Encodin
 
 
 class StreamWriter:
-    """One encoded video stream in a container, written to a binary stream that may or may not seek."""
+    """One encoded video stream in a container, written to a binary stream that may or may not seek.
+
+    Frames of another size are scaled to the stream's.
+    """
 
     def __init__(
         self, target: SupportsWrite, settings: Encoding, *, frames_per_second: int, size: tuple[int, int]
@@ -88,7 +92,7 @@ class StreamWriter:
         import av
         from av.error import FFmpegError
 
-        self._settings = settings
+        self._settings, self._size = settings, size
         self._container = av.open(
             target, "w", format=settings.container, container_options=dict(settings.container_options)
         )
@@ -116,7 +120,8 @@ class StreamWriter:
         from av import VideoFrame
 
         for pixels in frames:
-            frame = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            fitting = np.ascontiguousarray(fitted(pixels, self._size))
+            frame = VideoFrame.from_ndarray(fitting, format="rgb24")
             frame.pts, frame.time_base = self._count, 1 / self._stream.codec_context.framerate
             self._count += 1
             if self._graph is None:
@@ -208,20 +213,16 @@ class FileWriter:
 
 
 class FolderWriter:
-    """Lossless frames ``000000.png`` … in a folder. Each is written whole; frames stay when the run is interrupted."""
+    """Lossless frames ``000000.png`` … in a folder, each in its own size and written whole; they stay when the run is
+    interrupted."""
 
     def __init__(self, folder: Path, *, size: tuple[int, int]) -> None:
-        from av import CodecContext
-
         if next(folder.glob("[0-9][0-9][0-9][0-9][0-9][0-9].png"), None) is not None:
             raise OutputError(f"{folder} already holds frames", hint="name another folder, or empty this one")
         folder.mkdir(exist_ok=True)
         self._folder = folder
         self._count = 0
-        encoder: Any = CodecContext.create("png", "w")
-        encoder.height, encoder.width = size
-        encoder.pix_fmt, encoder.framerate = "rgb24", 1
-        self._encoder = encoder
+        self._size, self._encoder = size, _png_encoder(size)
 
     def write(self, frames: Frames) -> None:
         from av import VideoFrame
@@ -229,6 +230,9 @@ class FolderWriter:
         for pixels in frames:
             frame = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             frame.pts = self._count
+            if pixels.shape[:2] != self._size:
+                self._size = pixels.shape[:2]
+                self._encoder = _png_encoder(self._size)
             data = b"".join(bytes(packet) for packet in self._encoder.encode(frame))
             partial = self._folder / f".{self._count:06}.partial"
             try:
@@ -247,6 +251,15 @@ class FolderWriter:
 
     def abort(self) -> None:
         pass
+
+
+def _png_encoder(size: tuple[int, int]) -> Any:
+    from av import CodecContext
+
+    encoder: Any = CodecContext.create("png", "w")
+    encoder.height, encoder.width = size
+    encoder.pix_fmt, encoder.framerate = "rgb24", 1
+    return encoder
 
 
 def _open_encoder(container: Any) -> None:

@@ -65,7 +65,7 @@ def world(tiny, exported, tmp_path, monkeypatch):
         job.output.write_bytes(b"engine")
         latents = [profile["clean"][2][3:] for profile in job.profiles if "clean" in profile]
         tokens = max((height * width // 4 for height, width in latents), default=0)
-        return EngineResult(job.output, 6, 1000, tokens * BYTES_A_TOKEN, 0.0, 1, ())
+        return EngineResult(job.output, 6, 1000, tokens * BYTES_A_TOKEN, 0.0, 1, {}, ())
 
     monkeypatch.setattr(builder, "build_engine", engine)
 
@@ -121,12 +121,16 @@ def test_sizes_that_were_asked_for_are_built_or_refused(world):
 
 
 def test_a_size_that_is_to_be_served_stays_and_is_built_alone_if_need_be(world):
-    assert sizes(build_fitting(world.request(9), Notes(), serving=(32, 48))) == [(32, 48), (48, 48)]
+    assert sizes(build_fitting(world.request(9), Notes(), serving=[(32, 48)])) == [(32, 48), (48, 48)]
     progress = Notes()
-    outcome = build_fitting(world.request(12), progress, serving=(48, 64))  # only in the profile of 48x80
+    outcome = build_fitting(world.request(12), progress, serving=[(48, 64)])  # only in the profile of 48x80
     assert sizes(outcome) == [(48, 64)] and progress.notes[0].endswith("building it for 48x64")
     with pytest.raises(MemoryPlanError):
-        build_fitting(world.request(9), Notes(), serving=(48, 64))
+        build_fitting(world.request(9), Notes(), serving=[(48, 64)])
+
+
+def test_several_sizes_that_are_to_be_served_stay_together(world):
+    assert sizes(build_fitting(world.request(12), Notes(), serving=[(32, 48), (48, 48)])) == [(32, 48), (48, 48)]
 
 
 def test_where_nothing_fits_the_last_refusal_stands(world):

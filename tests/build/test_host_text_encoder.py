@@ -30,7 +30,7 @@ def host(tiny_models, monkeypatch, tmp_path):
 
 def fake_engine(job, progress, *, stage):
     job.output.write_bytes(b"engine of " + job.name.encode())
-    return EngineResult(job.output, job.output.stat().st_size, 1000, 2000, 0.0, 1, ())
+    return EngineResult(job.output, job.output.stat().st_size, 1000, 2000, 0.0, 1, {}, ())
 
 
 @needs_rtx

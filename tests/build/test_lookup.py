@@ -16,6 +16,7 @@ from rtgen.cli.main import run  # noqa: E402
 from rtgen.config.model import ModelConfig  # noqa: E402
 from rtgen.errors import MissingDependencyError  # noqa: E402
 from rtgen.progress import SilentProgress  # noqa: E402
+from rtgen.runtime.profiles import serve_all  # noqa: E402
 from rtgen.store.store import Store  # noqa: E402
 
 ONE, TWO, RANGE = ((48, 48),), ((32, 48), (48, 32)), ((32, 32), (48, 64))
@@ -62,6 +63,15 @@ def test_the_package_that_takes_least_and_serves_the_size_is_found(find, package
     assert find(size) == (None if sizes is None else packages[1][sizes])
 
 
+def test_a_package_that_plays_several_sizes_in_one_video_serves_them_all(tiny, packages):
+    store, _ = packages
+    manifests = list(plan_build(tiny.request(store=store)).store.manifests("tiny", "cpu"))
+    for sizes in (((32, 32), (64, 64)), ((32, 48), (48, 48)), ((32, 32), (512, 512))):
+        found = find_package(tiny.request(store=store), *sizes)
+        fitting = [each.key for each in manifests if serve_all(each.profiles, sizes)]
+        assert found.path.name in fitting if fitting else found is None
+
+
 def test_what_is_found_can_be_built_again_from_its_request(tiny, packages):
     store, built = packages
     found = find_package(tiny.request(store=store), (32, 64))
@@ -96,8 +106,9 @@ def test_damaged_manifests_and_packages_of_sizes_the_model_no_longer_makes_are_p
 
 def rtgen_run(capsys, tiny, store, *arguments):
     capsys.readouterr()
-    line = ["run", "--gpu", "cpu", "--model", "tiny", "--weights", str(tiny.weights), "--store", str(store)]
-    code = run([*line, "--prompt", "a red kite", "--frames", "1", "--json", *arguments])
+    line = ["run", "--gpu", "cpu", "--recipe", "fp32", "--model", "tiny", "--weights", str(tiny.weights)]
+    line += ["--store", str(store), "--prompt", "a red kite", "--frames", "1", "--json"]
+    code = run([*line, *arguments])
     return code, json.loads(capsys.readouterr().out)
 
 

@@ -12,6 +12,7 @@ pytest.importorskip("onnxruntime")
 from rtgen.build import plan
 from rtgen.build.walk import package_key
 from rtgen.config.locate import data_directory
+from rtgen.engine import trt
 
 
 @pytest.fixture
@@ -139,3 +140,12 @@ def test_the_key_does_not_change_with(world, change):
 def test_what_no_graph_holds_leaves_the_export_as_it_is(world, name):
     before = plan.plan_build(world.request()).export_key
     assert plan.plan_build(world.request(**fields(CHANGES[name](world)))).export_key == before
+
+
+@pytest.mark.skipif(trt.installed_version("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
+def test_the_kernels_compiler_is_part_of_the_keys_of_packages_that_may_have_kernels(world):
+    requests = [world.request(gpu="rtx4080-laptop"), world.request()]
+    before = [package_key(request) for request in requests]
+    world.monkeypatch.setattr(plan.kernels, "compiler_version", lambda: "99.0")
+    after = [package_key(request) for request in requests]
+    assert after[0] != before[0] and after[1] == before[1]

@@ -273,4 +273,4 @@ def test_a_recipe_that_needs_modelopt_is_refused_where_it_is_not_installed(tiny,
     with pytest.raises(MissingDependencyError, match="needs nvidia-modelopt, which is not installed"):
         build(tiny.request("rtx4080-laptop", recipe="int8", store=store), QUIET)
     assert not store.exists() or not Store(store).stages()
-    plan_build(tiny.request("rtx4080-laptop", recipe="int4", store=store)).package_key  # noqa: B018
+    plan_build(tiny.request("rtx4080-laptop", recipe="int4", store=store, kv_bits=16)).package_key  # noqa: B018

@@ -96,7 +96,7 @@ def test_a_size_off_the_grid_is_refused_with_the_nearest(tiny, size, near):
 
 def fake_engine(job, progress, *, stage):
     job.output.write_bytes(b"engine of " + job.name.encode())
-    return EngineResult(job.output, job.output.stat().st_size, 1000, 2000, 0.0, 1, ())
+    return EngineResult(job.output, job.output.stat().st_size, 1000, 2000, 0.0, 1, {}, ())
 
 
 @needs_rtx
@@ -108,6 +108,9 @@ def test_rtx_engines_are_built_without_a_gpu_and_gpus_of_a_recipe_share_the_grap
         "text_encoder.engine", "denoiser.engine", "decoder.engine",
     }  # fmt: skip
     assert all(manifest.files[part.file].size > 100_000 and not part.weights for part in manifest.components.values())
+    (kernel,) = [name for name in manifest.files if name.startswith("kernels/")]  # of the decoder's attention
+    assert kernel.startswith("kernels/attention_conv-channels32") and kernel.endswith(".cubin")
+    assert b"AttentionConv" in (built.package / "decoder.engine").read_bytes()
     results = manifest.components["denoiser"].outputs[:3]  # what follows is the ring, in half precision
     assert [(result.name, result.dtype) for result in results] == [
         ("denoised", "float32"), ("noise_estimate", "float32"), ("change", "float32"),
@@ -155,7 +158,7 @@ def test_one_set_of_rtx_engines_has_a_profile_for_each_size_and_a_ring_for_the_g
 @pytest.mark.skipif(trt.installed_version("tensorrt") is not None, reason="tensorrt is installed")
 def test_a_gpu_that_tensorrt_rtx_does_not_serve_is_refused_in_a_line(tiny):
     with pytest.raises(MissingDependencyError) as refused:
-        build(tiny.request("h100"), QUIET)
+        build(tiny.request("h100", backend="tensorrt"), QUIET)
     assert "h100" in str(refused.value) and "9.0" in str(refused.value) and "\n" not in str(refused.value)
     assert "rtgen[tensorrt]" in refused.value.hint
 

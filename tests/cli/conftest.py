@@ -143,7 +143,9 @@ def toolchain(store: Path, provide: Callable[..., ModuleType]) -> SimpleNamespac
             package=path, key=key, cached=cached, seconds=1.0, manifest=read_manifest(path), stages=stages
         )
 
-    def find(request: Any, size: tuple[int, int]) -> Any:
+    def find(request: Any, size: tuple[int, int], *more: tuple[int, int]) -> Any:
+        if any(max(other) > 192 for other in more):
+            return None
         alone = replace(request, sizes=(size,)) if (size,) in seen.keys else request
         path = Store(request.store or store).find_package(request.model, request.gpu, key_of(alone))
         return None if path is None else SimpleNamespace(path=path, request=alone)
@@ -165,7 +167,7 @@ def toolchain(store: Path, provide: Callable[..., ModuleType]) -> SimpleNamespac
         (folder / "quantization.json").write_text(json.dumps(result), encoding="utf-8")
         return None, folder
 
-    def build_fitting(request: Any, progress: Any, serving: tuple[int, int] | None = None) -> Any:
+    def build_fitting(request: Any, progress: Any, serving: tuple[tuple[int, int], ...] = ()) -> Any:
         from rtgen.build import walk
 
         return walk.build(request, progress)
@@ -174,11 +176,20 @@ def toolchain(store: Path, provide: Callable[..., ModuleType]) -> SimpleNamespac
     provide("rtgen.build.lookup", find_package=find)
     provide("rtgen.build.walk", build=build, export=export, package_key=key_of, prepared=prepared)
     provide("rtgen.build.verify", compare_with_onnxruntime=compare)
+    provide("rtgen.bench.computed", compute=computed)
+    provide("rtgen.bench.pipeline", measure=pipeline_figures)
     provide("rtgen.cli.doctor_checks", probe=probe_answer)
     provide("rtgen.runtime.pipeline", Pipeline=SimpleNamespace(open=lambda package: StillPipeline(seen, package)))
     provide("rtgen.runtime.select", detect_gpus=lambda: ("a GPU",))
     provide("rtgen.runtime.player", play=player(seen))
     return seen
+
+
+def pipeline_figures(*setting: Any) -> Any:
+    from rtgen.bench.pipeline import PipelineFigures
+    from rtgen.bench.result import Measurement
+
+    return PipelineFigures([Measurement("package fp32: end to end", 12.0, "FPS", 6.0, 2.0, "eager")], [], {}, False)
 
 
 class StillPipeline:
@@ -217,6 +228,22 @@ def player(seen: SimpleNamespace) -> Callable[..., Any]:
         )  # fmt: skip
 
     return play
+
+
+def computed(plugins: Any, gpu: Any) -> Any:
+    from rtgen.bench.computed import Computed, ComputedLaunch
+    from rtgen.bench.launches import Launch
+    from rtgen.bench.occupancy import Occupancy
+    from rtgen.bench.result import Measurement
+    from rtgen.plugins.base import KernelSource
+    from rtgen.plugins.compiler import Resources
+
+    launch = Launch(KernelSource("scale.cu"), "scale", 64, 128, 0)
+    held = Occupancy(12, 1.0, "threads")
+    return Computed(
+        (Measurement("Scale: 4680 tokens", 0.25, "ms", None, None, f"computed for {gpu.name}"),),
+        (ComputedLaunch(gpu.name, "4680 tokens", launch, Resources(32, 0, 0, 0, 1024), held, 0.1, None),),
+    )
 
 
 def probe_answer(name: str) -> dict[str, Any]:

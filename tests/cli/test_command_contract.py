@@ -36,6 +36,8 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
         ["--gpu", "rtx4080-laptop"],
         {"fps", "denoise_fps", "memory_plan", "parts", "limited_by", "alternatives"},
     ),
+    "bench kernels": (["--computed"], {"results", "machine", "launches"}),
+    "bench pipeline": (["--gpu", "cpu"], {"results", "machine", "setting", "cases", "skipped", "files"}),
     "doctor": ([], {"usable", "rows"}),
     "gpu ls": ([], {"gpus"}),
     "gpu show": (["cpu"], {"name", "vram_gib"}),

@@ -21,7 +21,10 @@ def test_people_see_the_limit_and_what_would_lift_it(rtgen: Callable[..., Any]) 
     assert shares == sorted(shares, reverse=True) and 97 <= sum(shares) <= 103
 
 
-def test_what_has_no_kernel_is_said_first_with_what_is_built_today(rtgen: Callable[..., Any]) -> None:
+def test_what_has_no_kernel_is_said_first_with_what_is_built_today(
+    rtgen: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rtgen.estimate.kernels.has_kernel", lambda source: False)
     ran = rtgen("estimate", *WAN, "--recipe", "int4", "--kv-bits", 4)
     assert "planned: recipe int4: no kernel yet" in ran.out and "planned: K/V ring of 4 bits" in ran.out
     assert re.search(r"^today: recipe \S+ and K/V in 16 bits, [\d.]+ FPS", ran.out, re.M)
@@ -45,7 +48,7 @@ def test_json_holds_the_whole_estimate(rtgen: Callable[..., Any]) -> None:
     assert plan["total"] == data["memory"] == sum(plan[term] for term in terms)
     assert data["fits"] == (plan["total"] <= plan["vram"])
     assert all(entry["source"] and entry["status"] for entry in data["efficiencies"])
-    assert data["planned"] and data["buildable"]["kv_bits"] == 16
+    assert data["planned"] == [] and data["buildable"]["fps"] == data["fps"]
 
 
 @pytest.mark.parametrize(

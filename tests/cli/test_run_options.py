@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rtgen.cli.destination import SLUG_LENGTH, SUFFIXES, default_destination, slug
+from rtgen.runtime.player import Change
 
 OTHER_KEY = "cd34" * 16
 
@@ -115,7 +116,16 @@ def test_real_time_plays_at_the_models_rate_and_tells_what_it_shed(toolchain: Si
 def test_later_prompts_are_handed_on_with_the_frames_before_them(toolchain: SimpleNamespace, rtgen: Any) -> None:
     later = ("--then", "1.5", "a red boat", "--then", "4", " a  boat at\nnight")
     assert rtgen("run", "--gpu", "cpu", "--prompt", "a boat", *later).code == 0
-    assert toolchain.played[0].then == [(24, "a red boat"), (64, "a boat at night")]
+    assert toolchain.played[0].then == [Change(24, "a red boat"), Change(64, "a boat at night")]
+
+
+def test_a_later_size_is_handed_on_and_has_to_be_served_too(toolchain: SimpleNamespace, rtgen: Any) -> None:
+    line = ("run", "--gpu", "cpu", "--prompt", "a boat", "--then", "2")
+    assert rtgen(*line, "size=96x160", "--then", "3", "size of a boat").code == 0
+    assert toolchain.played[0].then == [Change(32, size=(96, 160)), Change(48, "size of a boat")]
+    for size, reason in (("90x90", "multiples of 16"), ("big", "'big' is not a size"), ("256x256", "not 256x256")):
+        ran = rtgen(*line, f"size={size}")
+        assert ran.code == 2 and reason in ran.err and len(toolchain.played) == 1
 
 
 def test_a_size_outside_the_profiles_is_refused_with_the_command_that_builds_it(

@@ -44,6 +44,12 @@ def test_architecture_and_compiler_follow_from_the_compute_capability(cuda_gpu: 
     assert cuda_gpu.compiler == ("tensorrt" if cuda_gpu.compute_capability == "9.0" else "tensorrt_rtx")
 
 
+def test_fp32_rates_imply_a_clock_of_that_many_multiprocessors(cuda_gpu: GpuConfig) -> None:
+    operations = 256 if float(str(cuda_gpu.compute_capability)) not in (7.5, 8.0) else 128
+    assert cuda_gpu.multiprocessors is not None
+    assert 1.3 <= cuda_gpu.throughput_tops.fp32 * 1e6 / (cuda_gpu.multiprocessors * operations) / 1000 <= 2.7  # GHz
+
+
 def test_number_formats_are_those_of_the_architecture(cuda_gpu: GpuConfig) -> None:
     capability, rates = float(str(cuda_gpu.compute_capability)), cuda_gpu.throughput_tops
     assert rates.fp16 is not None
@@ -60,6 +66,7 @@ def test_rates_stand_in_the_ratios_of_tensor_cores(cuda_gpu: GpuConfig) -> None:
     integer_to_half = 2 if cuda_gpu.name in FULL_RATE else 4
     assert rates.int8 == pytest.approx(integer_to_half * rates.fp16, rel=0.02)
     assert rates.bf16 in (None, rates.fp16)
+    assert rates.fp16_sums == (None if cuda_gpu.name in FULL_RATE else pytest.approx(2 * rates.fp16, rel=0.01))
     if rates.fp8:
         assert rates.fp8 == pytest.approx(2 * rates.fp16, rel=0.02)
     if rates.int4:

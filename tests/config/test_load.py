@@ -96,11 +96,11 @@ def test_any_text_is_a_known_name_or_a_usage_error(name: str) -> None:
         ("fp32 = 20", "", r"throughput_tops\.fp32: is missing$"),
         ("vram_gib = 8", 'vram_gib = "much"', r"vram_gib: should be a valid number"),
         ("vram_gib = 8", "vram_gib = -8", r"vram_gib: should be greater than 0$"),
-        ("tensorrt_rtx", "tensorflow", r"compiler: should be 'tensorrt_rtx', 'tensorrt' or 'onnxruntime'$"),
+        ("tensorrt_rtx", "tensorflow", r"compiler: should be 'tensorrt_rtx', 'tensorrt', 'onnxruntime' or 'torch'$"),
         ('name = "mine"', 'name = "yours"', r"name: is 'yours', but the file is called 'mine'$"),
         ('compute_capability = "8.9"', "", r"compute_capability: compiler 'tensorrt_rtx' needs one$"),
         ('"fp16"', '"fp17"', r"default_recipe: there is no recipe 'fp17'$"),
-        ('"fp16"', '"fp32"', r"default_recipe: recipe 'fp32' is for onnxruntime, but mine uses tensorrt_rtx$"),
+        ('"fp16"', '"fp32"', r"default_recipe: recipe 'fp32' is for onnxruntime and torch, but mine uses"),
         ('"8.9"', '"7.0"', r"default_recipe: recipe 'fp16' runs on compute capability 7\.5, .*, but mine has 7\.0$"),
         ("= 8\n", "= = 8\n", r"is not valid TOML: .*line 6"),
         ("[throughput_tops]", "x = " + "[" * 5000, r"is not valid TOML"),
@@ -132,7 +132,7 @@ def test_folder_in_place_of_a_file_is_refused(write: Write) -> None:
 
 
 def test_recipe_that_cannot_run_names_those_that_can() -> None:
-    with pytest.raises(UsageError, match="recipe 'fp16' is for tensorrt_rtx and tensorrt, but cpu uses") as caught:
+    with pytest.raises(UsageError, match="recipe 'fp16' is for tensorrt_rtx, tensorrt and torch, but cpu") as caught:
         load.recipe_for(load.load_gpu("cpu"), load.load_recipe("fp16"))
     assert caught.value.hint == "use --recipe fp32 or int8-cpu"
     load.recipe_for(load.load_gpu("t4"), load.load_recipe("fp16"))

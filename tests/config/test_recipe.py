@@ -3,8 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
-from rtgen.config.load import can_run, list_gpus, list_recipes, load_gpu, load_recipe
-from rtgen.config.recipe import Quantization, RecipeConfig
+from rtgen.config.kv_cache import kv_cache_of, pool_rows, with_kv_bits
+from rtgen.config.load import can_run, list_gpus, list_recipes, load_gpu, load_model, load_recipe
+from rtgen.config.recipe import KVCacheFormat, Quantization, RecipeConfig
 
 AWQ = {"algorithm": "awq", "weights": {"format": "int4", "block": 64}}
 INT8 = {"format": "int8"}
@@ -58,6 +59,33 @@ def test_compute_capabilities_belong_to_recipes_for_gpus(compilers: list[str], c
                 "compute_capabilities": capabilities,
             }
         )
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"bits": 5}, "bits"),
+        ({"keep": 0.5}, "8 or 4 bits"),
+        ({"bits": 4, "keep": 0}, "keep"),
+        ({"recent": 2}, "recent"),
+    ],
+)
+def test_rings_that_no_kernel_keeps_are_refused(fields: dict[str, object], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        KVCacheFormat.model_validate(fields)
+
+
+def test_the_ring_is_the_recipes_unless_the_user_or_the_model_says_otherwise() -> None:
+    model = load_model("longlive-1.3b")
+    keeping = model.model_copy(update={"cache": model.cache.model_copy(update={"keep": 0.5})})
+    for recipe in map(load_recipe, list_recipes()):
+        assert kv_cache_of(model, recipe) == recipe.kv_cache and with_kv_bits(recipe, None) == recipe
+        coded = with_kv_bits(recipe, 8)
+        assert coded.kv_cache.bits == 8 and kv_cache_of(keeping, coded).keep == 0.5
+        assert pool_rows(keeping, kv_cache_of(keeping, coded)) == model.cache.window
+        assert pool_rows(model, coded.kv_cache) == 0
+        plain = with_kv_bits(coded, 16)
+        assert not plain.kv_cache.is_coded and kv_cache_of(keeping, plain).keep == 1.0
 
 
 def test_every_shipped_recipe_runs_on_a_shipped_gpu_and_every_capability_it_names_is_one() -> None:

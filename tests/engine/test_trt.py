@@ -6,8 +6,8 @@ from importlib import metadata
 
 import pytest
 
+from rtgen.data_types import ITEM_SIZES
 from rtgen.engine import trt
-from rtgen.engine.manifest import ITEM_SIZES
 from rtgen.errors import MissingDependencyError, NoGpuError, PackageInvalidError
 
 needs_rtx = pytest.mark.skipif(trt.installed_version("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")

@@ -6,6 +6,7 @@ import pytest
 
 from rtgen.config.load import load_gpu, load_recipe
 from rtgen.config.model import ModelConfig
+from rtgen.config.recipe import KVCacheFormat
 from rtgen.engine.manifest import ComponentEntry
 from rtgen.engine.memory_plan import GIB
 from rtgen.engine.memory_plan import estimate as build_plan
@@ -20,23 +21,25 @@ pytest.importorskip("torch")
 NAMES = ("tiny", "tiny-wan", "tiny-taehv", "tiny-host")
 
 
+@pytest.mark.parametrize("ring", [KVCacheFormat(), KVCacheFormat(bits=4, keep=0.5)], ids=["floats", "codes"])
 @pytest.mark.parametrize("name", NAMES)
-def test_terms_are_those_of_the_tensor_tables(name: str) -> None:
+def test_terms_are_those_of_the_tensor_tables(name: str, ring: KVCacheFormat) -> None:
     import torch
 
     from rtgen.export import decoder, denoiser, streaming, tiny_decoder
     from rtgen.models.registry import create
 
     model = ModelConfig.model_validate(tomllib.loads(CONFIGS[name]))
-    gpu, recipe, size = load_gpu("rtx4090"), load_recipe("fp16"), (64, 96)
-    mine = predict(Setting(gpu, model, recipe, size, 16, 2), load_efficiencies()).memory
+    gpu, size = load_gpu("rtx4090"), (64, 96)
+    recipe = load_recipe("fp16").model_copy(update={"kv_cache": ring})
+    mine = predict(Setting(gpu, model, recipe, size, ring.bits, 2), load_efficiencies()).memory
 
     torch.manual_seed(0)
     module = create("decoder", model)
     past = (tiny_decoder if model.decoder == "taehv" else decoder).past_frames(model, module)
     marks_first = model.decoder == "vae" and model.autoencoder.single_first_frame
     tables = {
-        "denoiser": denoiser.tensor_table(model, "float16"),
+        "denoiser": denoiser.tensor_table(model, "float16", ring),
         "decoder": streaming.tensor_table(model, past, "float16", marks_first=marks_first),
     }
     components = {

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from rtgen.config.gpu import GpuConfig
 from rtgen.config.load import can_run, list_gpus, list_models, list_recipes, load_gpu, load_recipe
+from rtgen.config.recipe import KVCacheFormat
 from rtgen.errors import ConfigError, SizeError, UnknownNameError, UsageError
 from rtgen.estimate.advice import alternatives, buildable
 from rtgen.estimate.efficiencies import load_efficiencies
@@ -82,7 +83,7 @@ def test_a_kernel_takes_as_long_as_its_slowest_limit(operations: float, moved: f
 def test_codes_are_computed_in_the_next_type_that_the_gpu_has() -> None:
     turing, blackwell, processor = map(load_gpu, ("t4", "rtx5090", "cpu"))
     assert peak(turing, "int4") == turing.throughput_tops.int4 * 1e12  # type: ignore[operator]
-    assert peak(turing, "fp8") == peak(turing, "fp16")
+    assert peak(turing, "fp8") == peak(turing, "fp16") == peak(turing, "fp16_sums")
     assert peak(blackwell, "int4") == peak(blackwell, "int8")
     assert peak(processor, "int8") == peak(processor, "fp32")
 
@@ -98,7 +99,7 @@ def test_long_windows_are_bound_by_arithmetic_and_small_models_by_starting_kerne
 
 def test_a_recipe_changes_the_cost_of_what_it_quantizes_alone() -> None:
     parts = {
-        recipe: {cost.part: cost.seconds for cost in predict(on_4080(recipe=recipe), EFFICIENCIES).parts}
+        recipe: {cost.part: cost.seconds for cost in predict(on_4080(recipe=recipe, kv_bits=16), EFFICIENCIES).parts}
         for recipe in ("fp16", "int8", "int4")
     }
     for part in ("self_attention", "cross_attention", "decoder", "elementwise"):
@@ -137,14 +138,43 @@ def test_alternatives_never_leave_what_the_gpu_and_model_can_do() -> None:
 
 
 def test_what_has_no_kernel_is_planned_until_its_source_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rtgen.estimate.kernels.has_kernel", lambda source: False)
     coded = on_4080(recipe="int4", kv_bits=4)
     assert [reason.partition(":")[0] for reason in planned(coded)] == ["recipe int4", "K/V ring of 4 bits"]
-    assert planned(on_4080(recipe="int8")) == () and planned(setting("rtx5090", WAN, recipe="nvfp4")) == ()
+    assert planned(on_4080(recipe="int8")) == () and planned(setting("rtx5090", WAN, recipe="fp8")) == ()
     base = predict(coded, EFFICIENCIES)
     ready = buildable(base, EFFICIENCIES)
     assert ready is not None and planned(ready.setting) == () and ready.fits and ready.setting.kv_bits == 16
     monkeypatch.setattr("rtgen.estimate.kernels.has_kernel", lambda source: True)
     assert planned(coded) == () and buildable(base, EFFICIENCIES) is base
+
+
+def test_bits_are_the_recipes_unless_others_are_asked_for() -> None:
+    coded = load_recipe("int4").model_copy(update={"kv_cache": KVCacheFormat(bits=4)})
+    plain = load_recipe("fp16")
+    own = replace(on_4080(recipe="fp16"), recipe=coded, kv_bits=4)
+    assert own.ring.bits == 4 and own.with_recipe(plain).kv_bits == 16
+    assert own.with_recipe(plain).with_recipe(coded).kv_bits == 4
+    assert replace(own, kv_bits=8).with_recipe(plain).kv_bits == 8
+    for name in list_recipes():
+        recipe = load_recipe(name)
+        gpu = next(gpu for gpu in map(load_gpu, list_gpus()) if can_run(gpu, recipe))
+        found = setting(gpu.name, WAN, recipe=name)
+        assert found.ring == recipe.kv_cache
+        assert found.kv_bits == (recipe.kv_cache.bits if recipe.precision == "float16" else 32)
+
+
+def test_pruned_frames_cost_a_token_each() -> None:
+    base = on_4080(recipe="fp16", kv_bits=4)
+    ring = KVCacheFormat(bits=4, keep=0.5)
+    half = replace(base, recipe=base.recipe.model_copy(update={"kv_cache": ring}))
+    whole, pruned = (
+        next(cost for cost in predict(found, EFFICIENCIES).parts if cost.part == "self_attention")
+        for found in (base, half)
+    )
+    # of 21 frames of 1560 tokens 10 are seen whole, and the others as one token each
+    assert pruned.operations / whole.operations == pytest.approx((10 * 1560 + 11) / (21 * 1560))
+    assert pruned.seconds < 0.5 * whole.seconds
 
 
 def test_int4_with_an_int4_ring_needs_less_than_8_gb_at_480p() -> None:
@@ -177,7 +207,7 @@ def test_unknown_names_are_refused() -> None:
     for gpu, model, recipe in (("rtx", WAN, None), ("t4", "wan", None), ("t4", WAN, "int5")):
         with pytest.raises(UnknownNameError):
             setting(gpu, model, recipe=recipe)
-    with pytest.raises(UsageError, match="32 bits"):
+    with pytest.raises(UsageError, match="no estimate of a K/V ring of 4 bits on cpu"):
         setting("cpu", "postcard", kv_bits=4)
 
 

@@ -5,6 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from rtgen.config.load import load_model  # noqa: E402
+from rtgen.config.recipe import KVCacheFormat  # noqa: E402
 from rtgen.engine.manifest import ComponentEntry  # noqa: E402
 from rtgen.engine.memory_plan import GIB, estimate  # noqa: E402
 from rtgen.export import denoiser, streaming, tiny_decoder  # noqa: E402
@@ -19,10 +20,10 @@ def component(inputs, outputs, states):
     return ComponentEntry(file="network.engine", inputs=inputs, outputs=outputs, states=states)
 
 
-def plan(config):
+def plan(config, ring=None):
     past = tiny_decoder.past_frames(config, TinyDecoder())
     tables = {
-        "denoiser": component(*denoiser.tensor_table(config, "float16")),
+        "denoiser": component(*denoiser.tensor_table(config, "float16", ring)),
         "decoder": component(*streaming.tensor_table(config, past, "float16", marks_first=False)),
     }
     sizes = {"rows": 480 // 16, "columns": 832 // 16}
@@ -36,6 +37,15 @@ def test_the_plan_of_480p_with_int4_weights_is_under_8_gb():
     assert found.kv_ring == 2 * 30 * 12 * (21 * 30 * 52) * 128 * 2
     assert found.decoder_state == 2 * 3 * (256 + 4 * 128 + 16 * 64) * 60 * 104 * 2
     assert found.io < 20 << 20
+
+
+def test_four_bits_of_21_frames_are_at_most_1_6_gib():
+    config = load_model("wan2.1-1.3b-self-forcing")
+    found = plan(config, KVCacheFormat(bits=4)).kv_ring
+    assert found == 2 * 30 * 12 * (21 * 30 * 52 * (64 + 2) + 128 * 2)
+    assert found < 1.6 * GIB
+    assert plan(config).kv_ring / found > 3.87
+    assert plan(config, KVCacheFormat(bits=4, keep=0.5)).kv_ring < 1.001 * found  # a row of the pool for each frame
 
 
 def test_whole_chunks_take_three_times_the_frames():

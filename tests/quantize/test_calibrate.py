@@ -69,7 +69,7 @@ def test_every_layer_of_the_blocks_is_near_what_it_was(recorded, made, name):
         assert layer.snr_db >= LEAST_SNR[name], layer
         x = torch.randn(64, linears[layer.name].in_features)
         y, exact = SimulatedLinear(layer, own, linears[layer.name].bias)(x), linears[layer.name](x)
-        assert (y - exact).norm() < 0.5 * exact.norm()  # other inputs than calibrated on, hence less near
+        assert (y - exact).norm() < 0.7 * exact.norm()  # other inputs than calibrated on, hence less near
     assert {key for key in tensors if not key.startswith("blocks.")} == {
         name for name, _ in module.named_parameters() if not name.startswith("blocks.")
     }

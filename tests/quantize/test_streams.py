@@ -10,10 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rtgen.config.recipe import KVCacheFormat
 from rtgen.engine.package import open_package
+from rtgen.models.kv_ring import CodedKVRing, CodedRingSettings
 from rtgen.quantize.calibration_set import CalibrationSet
 from rtgen.quantize.contexts import encode_prompts
-from rtgen.quantize.replay import Replay, visible_chunks
+from rtgen.quantize.replay import Replay
+from rtgen.quantize.replayed_ring import RingOfCodes, empty_ring, visible_chunks
 from rtgen.runtime.backends import open_backend
 from rtgen.runtime.denoise import Denoiser
 from rtgen.runtime.kv_cache import RingLayout
@@ -58,6 +61,31 @@ def test_replaying_the_last_denoise_pass_gives_the_chunk_that_was_made(recorded)
             torch.testing.assert_close(made, stream.clean[passes.chunk], atol=2e-5, rtol=0)
             compared += 1
     assert compared == 2 * 3
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+def test_replayed_passes_see_the_ring_of_codes_that_a_stream_has(recorded, keep):
+    config, sizes = recorded.config, {"rows": 2, "columns": 3}
+    ring = KVCacheFormat(bits=4, keep=keep, recent=0.2)
+    layout, frame = RingLayout(config.cache.window, config.cache.sink, config.cache.chunk), 6
+    replayed = RingOfCodes(config, ring, layout, sizes, recorded.device)
+    states = [[tensors[0]] for tensors in empty_ring(config, ring, sizes, recorded.device)]
+    torch.manual_seed(3)
+    for chunk in range(7):
+        # Three passes of a chunk one after the other, and the same as a batch, twice as when a layer is measured.
+        query, key, value = torch.randn(3, 3, config.denoiser.heads, 3 * frame, config.denoiser.head_dim)
+        place = [torch.tensor([n * frame]) for n in (layout.slot(chunk), layout.length(chunk), 1)]
+        expected = []
+        for one in range(3):
+            live = CodedKVRing(CodedRingSettings.of(config, ring), *states, *place)
+            expected.append(live(0, *(tensor[one : one + 1] for tensor in (query, key, value))))
+            states = [live.codes, live.scales, live.centres]
+        attention = replayed.attention(chunk)
+        for _ in range(2):
+            attend = attention()
+            assert torch.equal(attend(0, query, key, value), torch.cat(expected))
+        replayed.keep(chunk, attend.own)
+        assert all(torch.equal(ours, theirs[0]) for ours, theirs in zip(attend.own, states, strict=True))
 
 
 def test_prompts_are_encoded_alike_alone_and_beside_longer_ones(recorded):

@@ -1,5 +1,7 @@
 """The passes that the denoiser enqueues with fixed and with adaptive steps, seen by a session that only takes notes."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,8 @@ FOUR = (1.0, 0.9, 0.75, 0.5)
 
 class Notes:
     """A session whose passes change nothing; ``changes`` by noise level is what it says they do."""
+
+    component = SimpleNamespace(inputs=())
 
     def __init__(self, changes=None):
         self.changes, self.buffers, self.copied = changes, {}, []

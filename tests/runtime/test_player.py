@@ -2,10 +2,13 @@
 
 from types import SimpleNamespace
 
+import av
 import numpy as np
+import pytest
 
+from rtgen.errors import SizeError
 from rtgen.runtime.adaptive import PassCount
-from rtgen.runtime.player import play
+from rtgen.runtime.player import Change, play
 from rtgen.runtime.timing import StageTimes
 
 
@@ -19,7 +22,7 @@ class Pipeline:
         self.manifest = SimpleNamespace(model=model, target=SimpleNamespace(compute_capability=None))
         self.passes, self.times = PassCount(levels=4), StageTimes()
         self.prompts, self.made, self.budgets = [], [], []
-        self.warnings = ()
+        self.warnings, self.size = (), (16, 16)
 
     @property
     def prompt(self):
@@ -28,6 +31,10 @@ class Pipeline:
     @prompt.setter
     def prompt(self, text):
         self.prompts.append(text)
+
+    def check_size(self, size):
+        if size[0] > 32:
+            raise SizeError("too large")
 
     def stream(self, prompt, *, seed, frames, size, error_budget, adaptive):
         assert not adaptive
@@ -42,7 +49,7 @@ class Pipeline:
             self.passes.chunks += 1
             self.passes.passes += 3
             self.times.add(0.25, 0.5, 12)
-            yield np.zeros((min(frames, 12), 16, 16, 3), np.uint8)
+            yield np.zeros((min(frames, 12), *self.size, 3), np.uint8)
             frames -= 12
 
 
@@ -53,15 +60,28 @@ def played(tmp_path, frames, **options):
 
 
 def test_a_later_prompt_holds_from_the_first_chunk_after_its_frames(tmp_path):
-    pipeline, summary = played(tmp_path, 60, then=[(36, "third"), (13, "second"), (600, "never")])
+    pipeline, summary = played(tmp_path, 60, then=[Change(36, "third"), Change(13, "second"), Change(600, "never")])
     assert pipeline.made == ["first", "first", "second", "third", "third"]
     assert summary.frames == 60 and len(list((tmp_path / "frames").iterdir())) == 60
     assert summary.warnings == tuple(f"does not know {name}" for name in ("first", "second", "third"))
 
 
 def test_of_two_prompts_due_at_once_the_later_one_holds(tmp_path):
-    pipeline, _ = played(tmp_path, 24, then=[(5, "second"), (12, "third")])
+    pipeline, _ = played(tmp_path, 24, then=[Change(5, "second"), Change(12, "third")])
     assert pipeline.made == ["first", "third"]
+
+
+def test_frames_change_their_size_from_the_first_chunk_after_the_time_on(tmp_path):
+    pipeline, summary = played(tmp_path, 36, then=[Change(13, size=(32, 24)), Change(20, "second")])
+    assert pipeline.made == ["first", "first", "second"] and summary.size == (16, 16)
+    sizes = [av.open(str(path)).streams.video[0] for path in sorted((tmp_path / "frames").iterdir())]
+    assert [(each.height, each.width) for each in sizes] == [(16, 16)] * 24 + [(32, 24)] * 12
+
+
+def test_a_size_that_is_not_served_is_refused_before_the_first_frame(tmp_path):
+    with pytest.raises(SizeError, match="too large"):
+        played(tmp_path, 36, then=[Change(24, size=(64, 64))])
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_summary_counts_passes_and_the_budget_reaches_the_stream(tmp_path):

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from rtgen.config import load
-from rtgen.engine import trt
+from rtgen.engine import compilers, trt
 from rtgen.runtime.select import best_gpu_name, detect_gpus
 
 
@@ -50,10 +50,13 @@ def machine(monkeypatch):
 
 
 def match(name, capability, vram_gib):
+    if capability == "9.0":
+        return load.load_gpu("h100")
     configs = {"7.5": ("t4", "tensorrt"), "8.9": ("rtx4080-laptop", "tensorrt_rtx")}
-    return (
-        SimpleNamespace(name=configs[capability][0], compiler=configs[capability][1]) if capability in configs else None
-    )
+    if capability not in configs:
+        return None
+    config, compiler = configs[capability]
+    return SimpleNamespace(name=config, compiler=compiler, compute_capability=capability, fallback=None)
 
 
 def test_gpus_are_described_as_the_driver_does(machine):
@@ -84,3 +87,10 @@ def test_the_largest_gpu_whose_tensorrt_is_installed_is_chosen(machine):
     assert best_gpu_name() == "cpu"
     machine([("Unheard of", "5.0", 4)])
     assert best_gpu_name() == "cpu"
+
+
+@pytest.mark.parametrize(("torch", "best"), [("2.13", "h100"), (None, "cpu")])
+def test_a_gpu_whose_fallback_is_installed_is_chosen_too(machine, monkeypatch, torch, best):
+    machine([("NVIDIA H100 80GB HBM3", "9.0", 80)])
+    monkeypatch.setattr(compilers, "installed_version", {"torch": torch}.get)
+    assert best_gpu_name() == best

@@ -52,6 +52,28 @@ def test_what_was_written_plays_back(tmp_path, suffix, minimum):
     assert names(tmp_path) == [path.name]
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_frames_of_another_size_are_scaled_into_the_video(tmp_path, suffix):
+    frames, path = smooth_frames(4), tmp_path / f"clip{suffix}"
+    twice = frames.repeat(2, axis=1).repeat(2, axis=2)
+    square = np.full((2, 64, 64, 3), 255, np.uint8)
+    with open_sink(str(path), frames_per_second=16, size=SIZE) as sink:
+        for chunk in (frames, twice, square):
+            sink.write(chunk)
+    decoded, _ = decode(str(path))
+    assert decoded.shape == (10, *SIZE, 3)
+    assert psnr(decoded[4:8], frames) > 22
+    assert decoded[8:, :, 20:76].min() > 200 and decoded[8:, :, :12].max() < 50 > decoded[8:, :, -12:].max()
+
+
+def test_images_keep_the_size_of_their_frames(tmp_path):
+    with open_sink(f"{tmp_path / 'frames'}/", frames_per_second=16, size=SIZE) as sink:
+        for chunk in (smooth_frames(1), np.zeros((1, 32, 48, 3), np.uint8), smooth_frames(1)):
+            sink.write(chunk)
+    shapes = [decode(str(path))[0].shape[1:3] for path in sorted((tmp_path / "frames").iterdir())]
+    assert shapes == [SIZE, (32, 48), SIZE]
+
+
 def test_an_animated_webp_holds_every_frame_and_loops(tmp_path):
     path = tmp_path / "clip.webp"  # FFmpeg writes these and does not read them
     with open_sink(str(path), frames_per_second=16, size=SIZE) as sink:

@@ -39,6 +39,24 @@ def test_the_script_prints_one_object_and_fails_over_the_limit(tiny_built, monke
     assert soak.main() == 0
     found = json.loads(capsys.readouterr().out)
     assert found["passed"] and found["stream"]["chunks"] > 1 and found["restarts"]["streams"] == 10
-    assert found["restarts"]["threads_after"] <= found["restarts"]["threads_before"]
     monkeypatch.setattr(sys, "argv", [*line[:-1], "0"])
     assert soak.main() == 1
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlapped"])
+@pytest.mark.parametrize("streams", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_cancelled_streams_leave_neither_memory_nor_threads_nor_open_files(tiny_built, overlap, streams):
+    with Pipeline.open(tiny_built("tiny").package, overlap=overlap) as pipeline:
+        found = soak.restart(pipeline, PROMPT, streams)
+    assert found.growth_bytes < 8 << 20 and not found.leaks
+
+
+def test_a_thread_or_a_file_that_stays_open_fails_the_script(tiny_built, monkeypatch, capsys):
+    line = ["soak", str(tiny_built("tiny").package), "--minutes", "0", "--restarts", "5"]
+    monkeypatch.setattr(sys, "argv", line)
+    assert soak.main() == 0 and json.loads(capsys.readouterr().out)["stream"] is None
+    kept = []
+    monkeypatch.setattr(soak, "_cancel", lambda *_: kept.append(open(sys.executable, "rb")))  # noqa: SIM115, PTH123
+    assert soak.main() == 1
+    for file in kept:
+        file.close()

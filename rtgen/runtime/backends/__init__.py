@@ -17,6 +17,7 @@ MODULES: Final[Mapping[str, str]] = {
     "onnxruntime": "rtgen.runtime.backends.onnxruntime",
     "tensorrt_rtx": "rtgen.runtime.backends.tensorrt",
     "tensorrt": "rtgen.runtime.backends.tensorrt",
+    "torch": "rtgen.torch_backend.backend",  # by name: this room imports no torch
 }
 """Module of each compiler; it offers ``open_package(package) -> Backend``."""
 
@@ -33,6 +34,10 @@ def open_backend(package: "Package", name: str = "auto") -> Backend:
         raise UsageError(f"{problem}, so it runs with '{compiler}' only", hint="open it without naming a backend")
     if package.manifest.target.compute_capability is not None:
         check_gpu(package.manifest)
+    if compiler == "torch":
+        from rtgen.engine.compilers import require_torch
+
+        require_torch(f"the package for {package.manifest.target.gpu} runs with torch, which")
     module = import_module(MODULES[compiler])
     backend: Backend = module.open_package(package)
     return with_host_components(package, backend)
@@ -76,7 +81,7 @@ def _check_compiler(manifest: "Manifest") -> None:
     from rtgen.engine.trt import TRAITS, installed_version
 
     compiler = manifest.compiler
-    if compiler.name == "onnxruntime":
+    if compiler.name == "onnxruntime" or compiler.name == "torch":  # graphs and weights load in any version
         return
     installed = installed_version(compiler.name)
     if installed is not None and installed != compiler.version:

@@ -1,7 +1,12 @@
 """Packages whose text encoder is too large for the GPU: it runs on the processor, everything else on the device."""
 
+from typing import Final
+
 from rtgen.engine.package import Package
 from rtgen.runtime.session import Backend, Session
+
+_BY_THEMSELVES: Final = ("onnxruntime", "torch")
+"""Backends that open host components, too."""
 
 
 class HostBackend:
@@ -25,6 +30,6 @@ class HostBackend:
 def with_host_components(package: Package, device: Backend) -> Backend:
     """``device``, or one that also serves the components of the package that run on the host."""
     entries = package.manifest.components.values()
-    if device.name == "onnxruntime" or all(entry.runs_on == "device" for entry in entries):
+    if device.name in _BY_THEMSELVES or all(entry.runs_on == "device" for entry in entries):
         return device
     return HostBackend(package, device)

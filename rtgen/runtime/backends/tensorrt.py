@@ -8,6 +8,9 @@ import numpy as np
 from rtgen.engine import trt
 from rtgen.engine.manifest import ComponentEntry, Manifest
 from rtgen.errors import MemoryPlanError, PackageInvalidError, RtgenError, SizeError
+from rtgen.plugins.cubins import FOLDER, read_cubins
+from rtgen.plugins.registry import PLUGINS
+from rtgen.plugins.tensorrt_plugin import PackageKernels, register
 from rtgen.runtime.backends.arena import Arena
 from rtgen.runtime.backends.buffers import BufferTable, check_copy
 from rtgen.runtime.backends.device import CudaDevice, DeviceBuffer, Graph
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 def open_package(package: "Package") -> "TensorRTBackend":
     """The backend for a package of engines, on the first GPU of its compute capability."""
     compiler, target = package.manifest.compiler, package.manifest.target
-    if compiler.name == "onnxruntime" or target.compute_capability is None:
+    if compiler.name == "onnxruntime" or compiler.name == "torch" or target.compute_capability is None:
         raise PackageInvalidError(f"{package.path} holds no TensorRT engines")
     return TensorRTBackend(package, trt.load(compiler.name), CudaDevice(target.compute_capability))
 
@@ -42,6 +45,7 @@ class TensorRTBackend:
         self._lines = trt.LogLines()
         self._logger = trt.logger(module, self._lines)  # TensorRT keeps no reference
         self._runtime = module.Runtime(self._logger)
+        self._kernels = _register_plugins(module, package)
         self._sessions: list[TensorRTSession] = []
         self._arenas: list[Arena] = []
 
@@ -61,7 +65,7 @@ class TensorRTBackend:
             )
         arena = self._arena()
         arena.reserve(int(engine.device_memory_size_v2))
-        session = TensorRTSession(engine, context, self._cuda, arena, entry, manifest, self._lines)
+        session = TensorRTSession(engine, context, self._cuda, arena, entry, manifest, self._lines, self._kernels)
         self._sessions.append(session)
         return session
 
@@ -99,6 +103,7 @@ class TensorRTSession:
         component: ComponentEntry,
         manifest: Manifest,
         lines: trt.LogLines,
+        kernels: PackageKernels,
     ) -> None:
         self.component = component
         self._engine = engine
@@ -108,6 +113,7 @@ class TensorRTSession:
         self._block: DeviceBuffer | None = None
         self._manifest = manifest
         self._lines = lines
+        self._kernels = kernels
         self._table: BufferTable[DeviceBuffer] | None = None
         self._graphs: dict[int, Graph] = {}
         self._warm: set[int] = set()
@@ -146,8 +152,9 @@ class TensorRTSession:
             self._device.launch(graph)
         else:
             self._bind(table)
+            self._kernels.failure = None
             if not self._context.execute_async_v3(self._device.stream):
-                raise RtgenError(f"{self.component.file} failed: {self._reason()}")
+                raise self._failed()
             self._warm.add(table.turn)
         table.advance()
 
@@ -234,8 +241,26 @@ class TensorRTSession:
             self._device.free(buffer)
         self._table = None
 
+    def _failed(self) -> RtgenError:
+        failure = self._kernels.failure
+        if failure is None:
+            return RtgenError(f"{self.component.file} failed: {self._reason()}")
+        error = RtgenError(f"{self.component.file} failed: a plugin cannot be executed: {failure}")
+        error.__cause__ = failure
+        return error
+
     def _reason(self) -> str:
         return self._lines.errors[-1] if self._lines.errors else "TensorRT gave no reason"
+
+
+def _register_plugins(module: trt.Module, package: "Package") -> PackageKernels:
+    """Make TensorRT know the plugins that the package has kernels for, before any of its engines is loaded."""
+    names = [name for name in package.manifest.files if name.startswith(f"{FOLDER}/")]
+    target = package.manifest.target.compute_capability or ""
+    kernels = PackageKernels(target, lambda: read_cubins(map(package.file, names)))
+    if names:
+        register(module, PLUGINS.values(), kernels)
+    return kernels
 
 
 def _check_tensors(engine: Any, component: ComponentEntry) -> None:

@@ -1,15 +1,18 @@
 """The TensorRT backend against a TensorRT and a CUDA device made of numpy: everything but the GPU."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from rtgen.engine import trt
-from rtgen.engine.manifest import CompilerEntry, TargetEntry
+from rtgen.engine.manifest import CompilerEntry, FileEntry, TargetEntry
 from rtgen.engine.memory_plan import estimate
 from rtgen.engine.package import Package
 from rtgen.errors import MemoryPlanError, MissingDependencyError, PackageInvalidError, RtgenError, SizeError
+from rtgen.runtime.backends import tensorrt
 from rtgen.runtime.backends.tensorrt import TensorRTBackend
 
 STREAM = 77
@@ -164,7 +167,7 @@ class FakeTensorRT:
 def open_backend(tmp_path, make_manifest):
     """A backend of components that all are the same network, with the bytes of scratch memory each takes."""
 
-    def open_(demands, tensors=TENSORS, share=True, **device):
+    def open_(demands, tensors=TENSORS, share=True, kernels=(), **device):
         made = make_manifest(
             target=TargetEntry(gpu="rtx4080-laptop", compute_capability="8.9", vram_bytes=12 << 30),
             compiler=CompilerEntry(name="tensorrt_rtx", version="1.7.1"),
@@ -176,7 +179,11 @@ def open_backend(tmp_path, make_manifest):
             engines[name] = FakeEngine(fake, tensors)
             engines[name].device_memory_size_v2 = demand
         tables = {name: table.model_copy(update={"file": f"{name}.onnx"}) for name in demands}
-        manifest = made.model_copy(update={"components": tables})
+        for name in kernels:
+            (tmp_path / "kernels").mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes(name.encode())
+        files = {name: FileEntry(size=len(name), sha256="0" * 64) for name in kernels}
+        manifest = made.model_copy(update={"components": tables, "files": files})
         module = FakeTensorRT({name.encode(): engine for name, engine in engines.items()})
         return TensorRTBackend(Package(tmp_path, manifest), module, fake), engines
 
@@ -387,3 +394,51 @@ def test_the_calls_exist_in_the_installed_libraries():
     }.items():
         for name in names.split():
             assert hasattr(owner, name), (owner, name)
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """What is registered as plugins."""
+    seen = []
+    monkeypatch.setattr(tensorrt, "register", lambda module, plugins, kernels: seen.append((tuple(plugins), kernels)))
+    return seen
+
+
+def test_plugins_and_the_packages_cubins_are_registered_before_an_engine_is_loaded(open_backend, registered):
+    names = ("kernels/scale-tile64.cubin", "kernels/sum.cubin")
+    backend, _ = open_backend({"denoiser": 64}, kernels=names)
+    ((plugins, kernels),) = registered
+    assert {plugin.name for plugin in plugins} >= {"W4A4Linear", "AttentionConv"}
+    assert kernels.compute_capability == "8.9"
+    assert kernels._read() == {"scale-tile64": names[0].encode(), "sum": names[1].encode()}
+    backend.open("denoiser")
+    assert len(registered) == 1
+
+
+def test_a_package_without_kernels_registers_nothing(open_backend, registered):
+    open_backend({"denoiser": 64})[0].open("denoiser")
+    assert not registered
+
+
+def test_why_a_plugin_cannot_be_executed_is_said(open_backend, registered):
+    backend, engines = open_backend({"denoiser": 64}, kernels=("kernels/sum.cubin",))
+    session, kernels = backend.open("denoiser"), registered[0][1]
+    session.allocate({"rows": 2, "columns": 4})
+    context = engines["denoiser"].context
+    context.execute_async_v3 = lambda stream: setattr(kernels, "failure", ValueError("no such tile"))
+    with pytest.raises(RtgenError, match="a plugin cannot be executed: no such tile") as caught:
+        session.run()
+    assert isinstance(caught.value.__cause__, ValueError)
+    context.execute_async_v3 = lambda stream: False  # for another reason
+    with pytest.raises(RtgenError, match="TensorRT gave no reason"):
+        session.run()
+
+
+def test_the_runtime_loads_plugins_without_torch_and_onnx():
+    code = (
+        "import sys; import rtgen.runtime.backends.tensorrt as backend; "
+        "assert any(plugin.kernel for plugin in backend.PLUGINS.values()); "
+        "sys.exit(str([name for name in ('torch', 'onnx', 'onnx_ir') if name in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stderr.strip() == "[]"

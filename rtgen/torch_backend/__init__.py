@@ -1,0 +1,1 @@
+"""The torch backend: packages of weights, run by the models' own modules on CUDA GPUs and on the processor."""

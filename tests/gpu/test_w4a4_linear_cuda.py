@@ -1,0 +1,214 @@
+"""The kernels of W4A4Linear on a GPU: bits of codes and scales, exact integers, both kinds of tensor cores, outputs."""
+
+from dataclasses import dataclass
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from rtgen.plugins import w4a4_linear as w4a4  # noqa: E402
+from rtgen.plugins.base import TensorView  # noqa: E402
+from rtgen.plugins.loader import current_kernels  # noqa: E402
+from rtgen.plugins.w4a4_linear_kernel import (  # noqa: E402
+    GELU,
+    NONE,
+    TILES,
+    W4A4LinearKernel,
+    padded_tokens,
+    scratch,
+    tiles,
+)
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")]
+
+SHAPES = [
+    (1, 64, 8, 1),
+    (7, 192, 24, 4),
+    (145, 320, 200, 32),
+    (31, 1536, 384, 32),
+    (300, 704, 1000, 48),
+    (1000, 1536, 1536, 32),
+]
+"""Tokens, width, features and rank; ragged ones, odd numbers of groups, and both tile shapes."""
+
+
+@dataclass
+class Layer:
+    tensors: list
+    gate: object
+    residual: object
+
+    @property
+    def gated(self):
+        return [*self.tensors, self.gate, self.residual]
+
+
+def layer(tokens, width, features, rank, seed=0, *, kind="normal"):
+    random = torch.Generator("cuda").manual_seed(seed)
+
+    def normal(*shape, deviation=1.0):
+        return (torch.randn(shape, generator=random, device="cuda") * deviation).half()
+
+    x = normal(1, tokens, width)
+    if kind == "wild":  # outliers, empty groups, ties of two magnitudes and of rounding
+        x[..., ::37] *= 100
+        x[:, tokens // 2] = 0
+        x[..., :64] = torch.randint(-16, 17, (1, tokens, 64), generator=random, device="cuda") / 2.0
+    codes = torch.randint(-128, 128, (features, width // 2), generator=random, device="cuda", dtype=torch.int8)
+    made = [x, codes, normal(features, width // 64, deviation=0.02)]
+    made += [normal(width).exp().half(), normal(width, deviation=0.3)]
+    if kind == "wild":
+        made[3][:64], made[4][:64] = 1, 0
+    made += [normal(rank, width, deviation=width**-0.5), normal(features, rank, deviation=0.1), normal(features)]
+    frames = 3 if tokens % 3 == 0 else 1
+    gate = torch.randn((1, frames, features), generator=random, device="cuda")
+    residual = torch.randn((1, tokens, features), generator=random, device="cuda")
+    return Layer(made, gate, residual)
+
+
+def run(tensors, *, int8, rotate=0, epilogue=NONE):
+    """Output and workspace of a launch into poisoned memory."""
+    kernel = W4A4LinearKernel(gated=len(tensors) > 8, int8=int8)
+    attributes = {"rotate": rotate, "epilogue": epilogue}
+    capability = "{}.{}".format(*torch.cuda.get_device_capability())
+    kernels = current_kernels(kernel.sources(attributes, capability))
+    size = kernel.workspace([tuple(tensor.shape) for tensor in tensors], attributes, capability)
+    workspace = torch.full((size,), 0xFF, dtype=torch.uint8, device="cuda")
+    dtype = torch.float32 if kernel.gated else torch.float16
+    output = torch.full((*tensors[0].shape[:-1], len(tensors[1])), torch.nan, dtype=dtype, device="cuda")
+
+    def views(found):
+        return [TensorView(tensor.data_ptr(), tuple(tensor.shape), "float16") for tensor in found]
+
+    stream = torch.cuda.current_stream().cuda_stream
+    kernel.launch(kernels, stream, views(tensors), views([output]), workspace.data_ptr(), attributes)
+    return output, workspace
+
+
+def written_codes(workspace, made, int8):
+    """Codes [tokens, groups, 64] in their order, and scales [tokens, groups, 1], out of a workspace."""
+    (_, tokens, width), features, rank = made[0].shape, made[1].shape[0], made[5].shape[0]
+    places, padded, groups = scratch(tokens, features, width, rank, int8), padded_tokens(tokens), width // 64
+    steps, pieces = -(-groups // 2), 8 if int8 else 4
+    size = padded * steps * pieces * 16
+    raw = workspace[:size].view(torch.int8).reshape(padded // 48, steps, 48, pieces, 16)
+    rows = torch.arange(48, device="cuda")[:, None]
+    places_in_row = torch.arange(pieces, device="cuda") ^ (rows % 8 if int8 else rows // 2 % 4)
+    raw = raw[:, :, rows, places_in_row].transpose(1, 2).reshape(padded, -1)
+    if int8:
+        codes = raw.reshape(padded, -1, 2, 2, 16).transpose(3, 4).reshape(padded, -1, 64)
+    else:
+        codes = w4a4.unpack_codes(raw).reshape(padded, -1, 64)
+    scales = workspace[places.token_scales :][: padded * groups * 4].view(torch.float32)
+    scales = scales.reshape(groups, padded // 16, 8, 2).transpose(2, 3).reshape(groups, padded)
+    return codes[:tokens, :groups], scales.T[:tokens, :, None]
+
+
+def relative_error(found, wanted):
+    assert found.isfinite().all()
+    return float((found.float() - wanted.float()).norm() / wanted.float().norm())
+
+
+@pytest.mark.parametrize("kind", ["normal", "wild"])
+@pytest.mark.parametrize("rotate", [0, 1])
+@pytest.mark.parametrize("int8", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_codes_and_scales_are_the_bits_of_the_reference(shape, int8, rotate, kind):
+    made = layer(*shape, kind=kind)
+    _, workspace = run(made.tensors, int8=int8, rotate=rotate)
+    smooth = made.tensors[0][0].float() * made.tensors[3].float() - made.tensors[4].float()
+    codes, scales = w4a4.quantize_groups(w4a4.rotate_groups(smooth) if rotate else smooth)
+    found_codes, found_scales = written_codes(workspace, made.tensors, int8)
+    assert torch.equal(found_scales, scales)
+    assert torch.equal(found_codes.float(), codes)
+
+
+@pytest.mark.parametrize("int8", [True, False])
+def test_sums_of_integers_are_exact(int8):
+    made = layer(100, 640, 333, 8)
+    random = torch.Generator("cuda").manual_seed(5)
+    integers = torch.randint(-8, 8, (100, 640), generator=random, device="cuda")
+    integers[:, ::64] = -8  # every group's scale is 1
+    codes = torch.randint(-8, 8, (333, 640), generator=random, device="cuda")
+    integers[:2, 64:], codes[:3, 64:] = -8, -8  # the largest sums
+    made.tensors[0][0] = integers.half()
+    made.tensors[1] = ((codes[:, ::2] & 15) | (codes[:, 1::2] << 4)).to(torch.int8)
+    for position, value in {2: 1, 3: 1, 4: 0, 5: 0, 6: 0, 7: 0}.items():
+        made.tensors[position].fill_(value)
+    made.gate.fill_(1)
+    made.residual.fill_(0)
+    output, _ = run(made.gated, int8=int8)
+    assert torch.equal(output[0].double(), integers.double() @ codes.double().T)
+
+
+@pytest.mark.parametrize("rotate", [0, 1])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_outputs_agree_with_the_reference_and_int4_with_int8_in_every_bit(shape, rotate):
+    made = layer(*shape)
+    y = w4a4.linear_sums(*made.tensors, rotate)
+    for epilogue in (NONE, GELU):
+        eight, four = (run(made.tensors, int8=int8, rotate=rotate, epilogue=epilogue)[0] for int8 in (True, False))
+        assert relative_error(eight, w4a4.finish_linear(y, epilogue)) < 1e-3
+        assert torch.equal(eight, four)
+    eight, four = (run(made.gated, int8=int8, rotate=rotate)[0] for int8 in (True, False))
+    assert relative_error(eight, w4a4.finish_gated(y, made.gate, made.residual)) < 1e-3
+    assert torch.equal(eight, four)
+
+
+def test_every_tile_shape_gives_the_same_bits(monkeypatch):
+    made = layer(500, 1536, 700, 32)
+    found = []
+    for tile in {*tiles("9.0"), *TILES}:
+        monkeypatch.setattr("rtgen.plugins.w4a4_linear_kernel.OTHER_TILES", {})
+        monkeypatch.setattr("rtgen.plugins.w4a4_linear_kernel.TILES", (tile,))
+        found += [run(made.tensors, int8=int8)[0] for int8 in (True, False)]
+    assert len(found) > 1 and all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_gelu_is_as_near_to_its_formula_as_float16_lets_it():
+    made = layer(64, 64, 512, 8)
+    for position in (2, 5, 6):
+        made.tensors[position].fill_(0)
+    made.tensors[7] = torch.linspace(-12, 12, 512, device="cuda").half()
+    output, _ = run(made.tensors, int8=True, epilogue=GELU)
+    exact = torch.nn.functional.gelu(made.tensors[7].double(), approximate="tanh")
+    assert ((output[0] - exact).abs() <= exact.abs() * 2**-10 + 1e-7).all()
+
+
+@pytest.mark.parametrize("rotate", [0, 1])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_is_not_finite_makes_its_token_nan_and_no_other(rotate, bad):
+    made = layer(150, 192, 96, 8)
+    for int8 in (True, False):
+        clean, _ = run(made.tensors, int8=int8, rotate=rotate)
+        spoilt = [made.tensors[0].clone(), *made.tensors[1:]]
+        spoilt[0][0, 49, 70] = bad
+        output, workspace = run(spoilt, int8=int8, rotate=rotate)
+        assert output[0, 49].isnan().all()
+        others = [token for token in range(150) if token != 49]
+        assert torch.equal(output[0, others], clean[0, others])
+        codes, scales = written_codes(workspace, made.tensors, int8)
+        assert scales[49, :, 0].isnan().tolist() == [False, True, False] and not codes[49, 1].any()
+
+
+def test_torch_ops_launch_the_kernels_and_graphs_replay_them():
+    made, other = layer(200, 512, 328, 16), layer(200, 512, 328, 16, seed=1)
+    linear, gated = w4a4.torch_op(), w4a4.gated_torch_op()
+    wanted = [linear(other.tensors[0], *made.tensors[1:], 1, GELU), gated(other.tensors[0], *made.gated[1:])]
+    x = made.tensors[0]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = [linear(x, *made.tensors[1:], 1, GELU), gated(x, *made.gated[1:])]
+    x.copy_(other.tensors[0])
+    for output in found:
+        output.fill_(torch.nan)
+    graph.replay()
+    assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+
+
+def test_torch_ops_take_views():
+    made = layer(30, 192, 40, 4)
+    wide = torch.randn(1, 30, 200, device="cuda").half()
+    view = wide[..., 3:195]
+    output = w4a4.torch_op()(view, *made.tensors[1:])
+    assert torch.equal(output, w4a4.torch_op()(view.contiguous(), *made.tensors[1:]))

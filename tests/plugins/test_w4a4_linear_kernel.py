@@ -1,0 +1,169 @@
+"""Kernels of W4A4Linear: what is launched fits the sources and the memory, and they compile without spills."""
+
+import re
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rtgen.config.locate import data_directory
+from rtgen.plugins.base import TensorView
+from rtgen.plugins.compiler import compile_kernel
+from rtgen.plugins.loader import Pointer
+from rtgen.plugins.w4a4_linear import GATED, PLUGIN
+from rtgen.plugins.w4a4_linear_kernel import W4A4LinearKernel, scratch, tiles
+
+CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "9.0", "12.0")
+WITHOUT_SPILLS = ("8.6", "8.9", "12.0")
+SHARED_OF_A_BLOCK = {"7.5": 64, "8.0": 163, "8.6": 99, "8.9": 99, "9.0": 227, "12.0": 99}
+"""KiB (CUDA programming guide, "Technical Specifications per Compute Capability")."""
+ADDRESS, SCRATCH = 1 << 40, 1 << 50
+
+
+class Recorder:
+    """Stands in for the kernels on a GPU."""
+
+    def __init__(self, compute_capability, multiprocessors):
+        self.compute_capability, self.multiprocessors = compute_capability, multiprocessors
+        self.calls = []
+
+    def launch(self, stream, source, entry, grid, block, *arguments, shared=0):
+        assert stream == 7
+        self.calls.append((source, entry, grid, block, arguments, shared))
+
+
+def shapes_of(tokens, width, features, rank):
+    shapes = [(1, tokens, width), (features, width // 2), (features, width // 64), (width,), (width,)]
+    return [*shapes, (rank, width), (features, rank), (features,), (1, 3, features), (1, tokens, features)]
+
+
+def launched(plugin, capability, multiprocessors, shapes, attributes):
+    recorder = Recorder(capability, multiprocessors)
+    shapes = shapes[: len(plugin.inputs)]
+    inputs = [TensorView(ADDRESS + number, shape, "float16") for number, shape in enumerate(shapes)]
+    output = TensorView(ADDRESS + 99, (*shapes[0][:-1], shapes[1][0]), "float16")
+    plugin.kernel.launch(recorder, 7, inputs, [output], SCRATCH, attributes)
+    return recorder.calls
+
+
+def parameters(source, entry):
+    """Kinds and names of what a kernel in a source takes."""
+    text = (data_directory("plugins") / source.file).read_text(encoding="utf-8")
+    found = re.search(rf'extern "C" __global__[^{{]*?\b{entry}\s*\(([^)]*)\)\s*\{{', text)
+    assert found, f"{source.file} has no kernel {entry}"
+    words = [parameter.replace("*", " * ").split() for parameter in found.group(1).split(",")]
+    return [(Pointer if "*" in parts else {"int": int}[parts[-2]], parts[-1]) for parts in words]
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("rotate", [0, 1])
+@pytest.mark.parametrize(("plugin", "epilogue"), [(PLUGIN, 0), (PLUGIN, 1), (GATED, 2)])
+def test_every_launch_fits_its_kernel(capability, rotate, plugin, epilogue):
+    attributes = {"rotate": rotate, "epilogue": epilogue}
+    calls = launched(plugin, capability, 40, shapes_of(4680, 1536, 1000, 20), attributes)
+    assert {call[0] for call in calls} < set(plugin.kernel.sources(attributes, capability))
+    assert [call[1] for call in calls] == ["quantize_rotated" if rotate else "quantize_plain", "linear"]
+    for source, entry, grid, block, arguments, shared in calls:
+        taken = parameters(source, entry)
+        assert [type(argument) for argument in arguments] == [kind for kind, _ in taken]
+        assert shared <= SHARED_OF_A_BLOCK[capability] << 10
+        assert 0 < block <= 1024 and all(0 < size <= 65535 for size in grid)
+        values = {name: argument for (_, name), argument in zip(taken, arguments, strict=True)}
+        wanted = dict(zip(plugin.inputs, range(ADDRESS, ADDRESS + 10), strict=False))
+        wanted |= {"weights": wanted["codes"], "output": ADDRESS + 99, "tokens": 4680, "features": 1000, "groups": 24}
+        wanted |= {"rank": 20, "branch_steps": 1, "epilogue": epilogue, "tokens_per_gate": 1560 if epilogue == 2 else 1}
+        names = (wanted.keys() & values.keys()) - {"codes"}
+        assert {name: values[name] for name in names} == {name: wanted[name] for name in names}
+        assert len(names) > 7
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    capability=st.sampled_from([*CAPABILITIES, "10.3"]),
+    multiprocessors=st.integers(1, 250),
+    tokens=st.integers(1, 20_000),
+    groups=st.integers(1, 200),
+    features=st.integers(1, 10_000),
+    rank=st.integers(0, 130),
+)
+def test_parts_of_the_scratch_memory_are_apart_and_hold_every_tile(
+    capability, multiprocessors, tokens, groups, features, rank
+):
+    shapes = shapes_of(tokens, groups * 64, features, rank)
+    room = PLUGIN.kernel.workspace(shapes[:8], {}, capability)
+    quantize, linear = launched(PLUGIN, capability, multiprocessors, shapes, {"rotate": 0, "epilogue": 0})
+    given = {name: value for call in (quantize, linear) for (_, name), value in
+             zip(parameters(*call[:2]), call[4], strict=True)}  # fmt: skip
+    int8 = dict(quantize[0].defines)["INT8"]
+    macros = dict(linear[0].defines)
+    tile_tokens, tile_features = 48 * macros["WARPS_M"], 48 * macros["WARPS_N"]
+    rows, columns = -(-tokens // tile_tokens) * tile_tokens, -(-features // 192) * 192
+    assert columns % tile_features == 0 and rows <= given["token_stride"]
+    sizes = {
+        given["codes"]: rows * -(-groups // 2) * (128 if int8 else 64),
+        given["token_scales"]: groups * given["token_stride"] * 4,
+        given["hidden"]: rows * given["branch_steps"] * 32 * 2,
+        given["turned_scales"]: groups * columns * 4,
+    }
+    assert given["branch_steps"] * 32 >= rank and quantize[2][1] == given["branch_steps"]
+    places = sorted((address, address + size) for address, size in sizes.items())
+    assert places[0][0] == SCRATCH and places[-1][1] <= SCRATCH + room
+    assert all(first[1] <= second[0] and second[0] % 256 == 0 for first, second in pairwise(places))
+    assert PLUGIN.kernel.workspace(shapes_of(tokens + 1, groups * 64, features, rank)[:8], {}, capability) >= room
+
+
+def test_int4_tensor_cores_are_used_where_they_are_and_int8_ones_elsewhere():
+    used = {
+        capability: {dict(source.defines)["INT8"] for source in PLUGIN.kernel.sources({}, capability)}
+        for capability in CAPABILITIES
+    }
+    assert used == {"7.5": {0}, "8.0": {0}, "8.6": {0}, "8.9": {0}, "9.0": {1}, "12.0": {1}}
+
+
+def test_outputs_too_small_for_every_multiprocessor_take_the_smaller_tile():
+    attributes = {"rotate": 0, "epilogue": 0}
+    warps = {
+        tokens: dict(launched(PLUGIN, "8.9", 58, shapes_of(tokens, 384, 1536, 32), attributes)[1][0].defines)["WARPS_M"]
+        for tokens in (192, 4680)
+    }
+    assert warps == {192: 1, 4680: 2}
+
+
+def test_the_sources_and_the_launch_plan_have_the_same_numbers():
+    text = "".join(
+        (data_directory("plugins") / name).read_text(encoding="utf-8")
+        for name in ("w4a4_layout.cuh", "w4a4_quantize.cu", "w4a4_linear.cu")
+    )
+    numbers = {name: int(value) for name, value in re.findall(r"constexpr int (\w+) = (\d+);", text)}
+    call = launched(PLUGIN, "8.9", 58, shapes_of(1000, 384, 1536, 40), {"rotate": 0, "epilogue": 0})[0]
+    assert call[2] == (-(-1000 // numbers["TOKENS"]), -(-40 // numbers["RANKS"]))
+    assert call[3] == numbers["WARPS"] * 32
+    for capability in CAPABILITIES:
+        for tile in tiles(capability):
+            assert tile.tokens % numbers["PANEL"] == 0 and numbers["FEATURE_BLOCK"] % tile.features == 0
+    assert scratch(1, 1, 64, 0, True).token_scales == 288 * numbers["STEP"] * 64
+    assert 288 % numbers["PANEL"] == 0
+    assert "NONE = 0, GELU = 1, GATED = 2" in text
+
+
+@pytest.mark.parametrize(
+    "capability",
+    ["8.6", "9.0", "12.0", *(pytest.param(name, marks=pytest.mark.slow) for name in ("7.5", "8.0", "8.9"))],
+)
+def test_kernels_compile_for_every_gpu_and_without_spills(capability):
+    for source in PLUGIN.kernel.sources({}, capability):
+        resources = compile_kernel(source, capability).resources
+        assert resources.keys() == ({"linear"} if "linear" in source.file else {"quantize_plain", "quantize_rotated"})
+        for used in resources.values():
+            assert used.registers <= 255 and used.shared <= 48 << 10
+            if capability in WITHOUT_SPILLS:
+                assert used.spill_stores == used.spill_loads == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("int8", [False, True])
+def test_every_gpu_can_be_compiled_for_either_kind_of_tensor_core(int8):
+    for capability in ("8.9", "9.0"):
+        for source in W4A4LinearKernel(int8=int8).sources({}, capability):
+            assert dict(source.defines)["INT8"] == int8 and compile_kernel(source, capability).code
