@@ -243,7 +243,7 @@ def test_a_tensor_in_two_files_is_refused(tiny, copied_weights):
 @pytest.mark.slow
 def test_a_killed_build_leaves_nothing_that_is_listed_and_the_next_one_succeeds(tiny, tiny_built, tmp_path):
     store = tmp_path / "store"
-    command = [sys.executable, "-m", "rtgen", "build", "--gpu", "cpu", "--model", "tiny"]
+    command = [sys.executable, "-m", "rtgen", "build", "--gpu", "cpu", "--recipe", "fp32", "--model", "tiny"]
     command += ["--weights", str(tiny.weights), "--store", str(store)]
     for wait in (0.0, 3.0):
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

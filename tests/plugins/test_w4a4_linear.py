@@ -126,9 +126,12 @@ def exact(codes, arguments, rotate):
     branch = hidden.astype(np.float64) @ up.T.astype(np.float64)
     output = terms.sum(0).reshape(*x.shape[:-1], -1) + branch + bias
     # What a float32 sum in any order, and another rounding of hidden or of the branch to float16, may differ by.
-    slack = 1e-6 * np.abs(terms).sum(0).reshape(output.shape) + 3e-3 * np.abs(hidden) @ np.abs(up.T).astype(float)
+    slack = 1e-6 * np.abs(terms).sum(0).reshape(output.shape) + 2e-3 * np.abs(hidden) @ np.abs(up.T).astype(float)
     slack += 1e-3 * np.abs(output) + 1e-7
-    return {"x_codes": x_codes, "scale": step, "integers": integers, "output": output, "slack": slack}
+    # ONNX Runtime may sum hidden in float16, by processor and shape: what it sums may be large and cancel.
+    summed = np.abs(smooth.astype(np.float64)) @ np.abs(down.T.astype(np.float64))
+    loose = slack + 1e-4 * summed @ np.abs(up.T.astype(np.float64))
+    return {"x_codes": x_codes, "scale": step, "integers": integers, "output": output, "slack": slack, "loose": loose}
 
 
 @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -146,7 +149,7 @@ def test_body_torch_op_and_exact_arithmetic_agree(sessions, case):
             np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
         np.testing.assert_array_equal(found["w_codes"].reshape(codes.shape), codes)
         assert found["output"].dtype == np.float16
-        assert (np.abs(found["output"] - wanted["output"]) <= wanted["slack"]).all()
+        assert (np.abs(found["output"] - wanted["output"]) <= wanted["loose"]).all()
 
 
 def test_outputs_of_torch_and_the_body_differ_by_the_body_s_float16_branch_alone(sessions):
