@@ -1,8 +1,8 @@
 // Attention of a chunk over the quantized K/V ring on Hopper (sm_90a). Operator, layouts and the other kernels of a launch:
 // docs/plugins/kv_cache_attention.md, kv_cache_attention.cu.
 //
-// A block has three warpgroups. One reads codes and makes of them what the tensor cores take: one keys as INT8 (16 * code for
-// 4 bits), one values as float16 (code * scale). The other two own 64 queries each:
+// A block has three warpgroups. One reads codes and makes of them what the tensor cores take: keys as INT8 (16 * code for
+// 4 bits), values as float16 (code * scale). The other two own 64 queries each:
 //     S = Q K^T in INT8;  P = 2^(S * scales - max);  O += P V in float16, with float32 sums.
 // While P of one tile is multiplied, S of the next is computed and its exponentials are taken.
 //
@@ -41,7 +41,7 @@ struct Part {
     int slot;  // where its sums go when others work on the task too; -1 when not
 };
 
-// By one thread. The launch sees to it that whole tasks leave room for the rest, which is two parts, or more of few tiles.
+// By one thread. The rest is less than a task, so at most two parts; the launch sees to it that all have room.
 __device__ void find_parts(int4* parts, int tasks, int tiles) {
     int blocks = gridDim.x, block = blockIdx.x, waves = tasks / blocks, count = 0;
     for (; count < waves; ++count) parts[count] = make_int4(count * blocks + block, 0, tiles, -1);

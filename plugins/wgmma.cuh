@@ -137,18 +137,6 @@ __device__ __forceinline__ void barrier_arrive(uint32 barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// Arrives, and has the barrier wait for so many bytes of copy_bulk too.
-__device__ __forceinline__ void barrier_expect(uint32 barrier, uint32 bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-
-// From global to shared memory by the copy engine; addresses and size are multiples of 16.
-__device__ __forceinline__ void copy_bulk(uint32 target, const void* source, uint32 bytes, uint32 barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target), "l"(source),
-                 "r"(bytes), "r"(barrier)
-                 : "memory");
-}
-
 __device__ __forceinline__ void barrier_wait(uint32 barrier, uint32 parity) {
     uint32 done = 0;
     while (!done) {

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 DOMAIN = "rtgen"
 DOMAIN_VERSION = 1
 
+SCRATCH_ALIGNMENT = 256
+"""Bytes; scratch memory begins at a multiple of it, and so does each of its parts."""
+
 Attributes = Mapping[str, int | float]
 Shape = Sequence[Any]
 """Dimensions: integers, or TensorRT's expressions of them while a network is built."""
@@ -44,6 +47,14 @@ class TensorView:
     dtype: DataType
 
 
+def scratch_places(sizes: Sequence[int]) -> list[int]:
+    """Where parts of scratch memory of these sizes begin, in bytes, and last the size of all."""
+    places = [0]
+    for size in sizes:
+        places.append(-(-(places[-1] + size) // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT)
+    return places
+
+
 class Kernel(Protocol):
     """The CUDA side of a plugin. TensorRT's class and the torch op both launch through it."""
 
@@ -62,7 +73,8 @@ class Kernel(Protocol):
         workspace: int,
         attributes: Attributes,
     ) -> None:
-        """Enqueue everything on ``stream``. ``workspace`` is the address of the scratch memory, 256-byte aligned.
+        """Enqueue everything on ``stream``. ``workspace`` is the address of the scratch memory, a multiple of
+        :data:`SCRATCH_ALIGNMENT`.
 
         No host reads, no allocation: the calls are captured in CUDA graphs.
         """

@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from rtgen.plugins.base import Attributes, KernelSource, Shape, TensorView
+from rtgen.plugins.base import Attributes, KernelSource, Shape, TensorView, scratch_places
 from rtgen.plugins.loader import Argument, Pointer
 
 if TYPE_CHECKING:
     from rtgen.plugins.loader import LoadedKernels
 
 _STEPS: Final = "kv_cache_attention.cu"
-_ALIGNMENT: Final = 256
 _TILE_BYTES: Final = 16
 
 
@@ -117,10 +116,7 @@ class Scratch:
             2 * blocks * attend.queries * sizes.head_dim * 4,
             2 * blocks * 2 * attend.queries * 4,
         )
-        offsets = [0]
-        for part in parts:
-            offsets.append(-(-(offsets[-1] + part) // _ALIGNMENT) * _ALIGNMENT)
-        return Scratch(*offsets)
+        return Scratch(*scratch_places(parts))
 
 
 def attend_of(compute_capability: str, head_dim: int) -> Attend:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Final
 
-from rtgen.plugins.base import Attributes, KernelSource, Shape, TensorView
+from rtgen.plugins.base import Attributes, KernelSource, Shape, TensorView, scratch_places
 
 if TYPE_CHECKING:
     from rtgen.plugins.loader import LoadedKernels
@@ -30,7 +30,6 @@ _RANKS: Final = 32
 _TOKEN_BLOCK: Final = 288
 """A multiple of the tokens of every tile."""
 _FEATURE_BLOCK: Final = 192
-_ALIGNMENT: Final = 256
 
 
 @dataclass(frozen=True)
@@ -113,10 +112,7 @@ def scratch(tokens: int, features: int, width: int, rank: int, int8: bool) -> Sc
         rows * padded_rank(rank) * 2,
         groups * _padded(features, _FEATURE_BLOCK) * 4,
     )
-    places = [0]
-    for size in sizes:
-        places.append(_padded(places[-1] + size, _ALIGNMENT))
-    return Scratch(*places)
+    return Scratch(*scratch_places(sizes))
 
 
 def padded_tokens(tokens: int) -> int:
