@@ -4,7 +4,8 @@
 // A block has three warpgroups. One reads codes and makes of them what the tensor cores take: keys as INT8 (16 * code for
 // 4 bits), values as float16 (code * scale). The other two own 64 queries each:
 //     S = Q K^T in INT8;  P = 2^(S * scales - max);  O += P V in float16, with float32 sums.
-// While P of one tile is multiplied, S of the next is computed and its exponentials are taken.
+// While P of one tile is multiplied, S of the next is computed and its exponentials are taken, with the maximum of the tiles
+// before: what is new in a tile is rarely larger by much, and then the tile is taken again.
 //
 // A persistent grid, one block a multiprocessor, shares the work evenly (Part). What a block did of a task that others
 // worked on too goes to memory as sums, which `combine` adds up.
@@ -18,6 +19,7 @@ constexpr int HEAD_DIM = 128, KEYS = 128, QUERIES = 128, STAGES = 3, MAX_PARTS =
 constexpr int CONSUMERS = 256, PRODUCERS = 128;
 constexpr int ROW_BYTES = HEAD_DIM * BITS / 8;
 constexpr float RESCALE_ABOVE = 8.0f;  // P may grow to 2^8 before O is rescaled; float16 has room for it
+constexpr float TAKE_AGAIN_ABOVE = 16384.0f;  // sum of a thread's P of a row and tile; float16 holds any of them up to there
 
 struct Tile {
     int start, rows, bias, mask;
@@ -212,9 +214,8 @@ __device__ __forceinline__ void produce(Shared& shared, Walk walk) {
         Tile tile = walk.entry;
         more = walk.next(shared);
         produce_keys(shared, stage, tile, keys);
-        if (more) walk.load(keys, 0);  // has the time of the values to arrive
         produce_values(shared, stage, values);
-        if (more) walk.load(values, 1);
+        if (more) walk.load(keys, 0), walk.load(values, 1);  // after the fences: they would wait for these loads
     }
 }
 #else
@@ -232,9 +233,9 @@ __device__ __forceinline__ void produce(Shared& shared, Walk walk) {  // codes o
 // ---------------------------------------------------------------------------------------------------- the consumers
 
 struct Row {  // two rows a thread: lane / 4 and that + 8
-    float scale[2];    // of the queries, with what makes base-2 logits of the integers
-    float largest[2];  // of S so far, before `scale`
-    float sum[2];      // of this thread's P
+    float scale[2];   // of the queries, with what makes base-2 logits of the integers
+    float offset[2];  // added to a logit before its exponential: the largest logit so far, negated, or a little more
+    float sum[2];     // of this thread's P
 };
 
 __device__ __forceinline__ float quad_max(float x) {
@@ -290,31 +291,52 @@ __device__ __forceinline__ bool softmax(int (&s)[64], Row& row, float (&factor)[
             largest[h] = fmaxf(largest[h], fmaxf(__int_as_float(s[4 * i + 2 * h]), __int_as_float(s[4 * i + 2 * h + 1])));
     }
     bool rescale = false;
-    float offset[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-        float greatest = quad_max(largest[h]);
+        float greatest = quad_max(largest[h]) * row.scale[h];
         factor[h] = 1.0f;
-        if ((greatest - row.largest[h]) * row.scale[h] > RESCALE_ABOVE) {  // true at first, when it was -infinity
-            factor[h] = exp2_approx((row.largest[h] - greatest) * row.scale[h]);
-            row.largest[h] = greatest;
+        if (greatest + row.offset[h] > RESCALE_ABOVE) {  // true at first, when the offset is infinity
+            factor[h] = exp2_approx(-row.offset[h] - greatest);
+            row.offset[h] = -greatest;
             row.sum[h] *= factor[h];
             rescale = true;
         }
-        offset[h] = -row.largest[h] * row.scale[h];
     }
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            float first = exp2_approx(fmaf(__int_as_float(s[4 * i + 2 * h]), row.scale[h], offset[h]));
-            float second = exp2_approx(fmaf(__int_as_float(s[4 * i + 2 * h + 1]), row.scale[h], offset[h]));
+            float first = exp2_approx(fmaf(__int_as_float(s[4 * i + 2 * h]), row.scale[h], row.offset[h]));
+            float second = exp2_approx(fmaf(__int_as_float(s[4 * i + 2 * h + 1]), row.scale[h], row.offset[h]));
             row.sum[h] += first + second;
             s[4 * i + 2 * h] = __float_as_int(first);
             s[4 * i + 2 * h + 1] = __float_as_int(second);
         }
     }
     return __any_sync(~0u, rescale);
+}
+
+// What `softmax` does, with the largest S of the tiles before: no exponential waits for the maximum of its row. Returns whether
+// that was so far off that P is too large, and the tile has to be taken again. A sum that is not a number stays one either way.
+__device__ __forceinline__ bool exponentials(int (&s)[64], Row& row, const float* scales, int barrier) {
+    int column = 2 * (threadIdx.x & 3);
+    float before[2] = {row.sum[0], row.sum[1]};
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+        float2 scale = *reinterpret_cast<const float2*>(scales + 8 * i + column);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            float first = exp2_approx(fmaf(__int2float_rn(s[4 * i + 2 * h]) * scale.x, row.scale[h], row.offset[h]));
+            float second = exp2_approx(fmaf(__int2float_rn(s[4 * i + 2 * h + 1]) * scale.y, row.scale[h], row.offset[h]));
+            row.sum[h] += first + second;
+            s[4 * i + 2 * h] = __float_as_int(first);
+            s[4 * i + 2 * h + 1] = __float_as_int(second);
+        }
+    }
+    bool large = row.sum[0] - before[0] > TAKE_AGAIN_ABOVE || row.sum[1] - before[1] > TAKE_AGAIN_ABOVE;
+    if (!any_of_warpgroup(large, barrier)) return false;
+    row.sum[0] = before[0], row.sum[1] = before[1];
+    return true;
 }
 
 __device__ __forceinline__ void round_to_halves(const int (&s)[64], uint32 (&p)[32]) {
@@ -387,7 +409,7 @@ struct Target {
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 int query = group * 64 + (thread / 32) * 16 + (thread & 31) / 4 + 8 * h;
-                partial_ml[int64(slot) * 2 * QUERIES + query] = row.largest[h] * row.scale[h];
+                partial_ml[int64(slot) * 2 * QUERIES + query] = -row.offset[h];
                 partial_ml[int64(slot) * 2 * QUERIES + QUERIES + query] = row.sum[h];
             }
         }
@@ -428,7 +450,7 @@ __device__ void consume(Shared& shared, const uint8* q_codes, const float* q_sca
         for (int h = 0; h < 2; ++h) {
             float scale = q_scales[row0 + query0 + 8 * h];  // NaN of a query that is not finite stays
             row.scale[h] = scale == 0.0f ? 1e-30f : scale;
-            row.largest[h] = -infinity();
+            row.offset[h] = infinity();
             row.sum[h] = 0.0f;
         }
 #pragma unroll
@@ -445,26 +467,42 @@ __device__ void consume(Shared& shared, const uint8* q_codes, const float* q_sca
         at_keys.next();
         round_to_halves(s, p);
 
+        bool keys_there = false, values_there = false;
         for (int tile = part.first + 1; tile < part.last; ++tile) {
-            barrier_wait(shared_address(&shared.full_keys[at_keys.slot]), at_keys.parity);
+            if (!keys_there) barrier_wait(shared_address(&shared.full_keys[at_keys.slot]), at_keys.parity);
             pin(s);
             pin(o);
             wgmma_fence();
             multiply_keys(s, q, keys0 + at_keys.slot * KEYS_STEP);
             wgmma_commit();
-            barrier_wait(shared_address(&shared.full_values[at_values.slot]), at_values.parity);
+            int special = shared.special[at_keys.slot];
+            if (!values_there) barrier_wait(shared_address(&shared.full_values[at_values.slot]), at_values.parity);
             multiply_values(o, p, values0 + at_values.slot * VALUES_STEP);
             wgmma_commit();
             wgmma_wait<1>();
             pin(s);
-            bool rescale = softmax(s, row, factor, shared.key_scales[at_keys.slot], shared.key_biases[at_keys.slot], shared.special[at_keys.slot]);
+            bool rescale = false;
+            if (special || exponentials(s, row, shared.key_scales[at_keys.slot], 1 + group)) {
+                if (!special) {
+                    wgmma_wait<0>();
+                    pin(o);
+                    wgmma_fence();
+                    multiply_keys(s, q, keys0 + at_keys.slot * KEYS_STEP);
+                    wgmma_commit();
+                    wgmma_wait<0>();
+                    pin(s);
+                }
+                rescale = softmax(s, row, factor, shared.key_scales[at_keys.slot], shared.key_biases[at_keys.slot], special);
+            }
             release(shared.empty_keys[at_keys.slot]);
             at_keys.next();
             pin(s);  // the exponentials belong before the wait, beside the product with the values
+            keys_there = barrier_passed(shared_address(&shared.full_keys[at_keys.slot]), at_keys.parity);
             wgmma_wait<0>();
             pin(o);
             release(shared.empty_values[at_values.slot]);
             at_values.next();
+            values_there = barrier_passed(shared_address(&shared.full_values[at_values.slot]), at_values.parity);
             round_to_halves(s, p);
             if (rescale) scale_rows(o, factor);
         }
@@ -527,12 +565,12 @@ combine(const half_bits* centres, const int* tiles, half_bits* out, float* parti
     if (total * block / blocks <= begin && total * (block + 1) / blocks >= end) return;  // one block did it all
 
     int group = threadIdx.x / 128, thread = threadIdx.x & 127;
-    float o[64];
+    float o[64], largest[2];
     Row row;
 #pragma unroll
     for (int i = 0; i < 64; ++i) o[i] = 0.0f;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) row.largest[h] = -infinity(), row.sum[h] = 0.0f;
+    for (int h = 0; h < 2; ++h) largest[h] = -infinity(), row.sum[h] = 0.0f;
     for (; block < blocks && total * block / blocks < end; ++block) {
         if (total * (block + 1) / blocks == total * block / blocks) continue;  // had no work
         int slot = 2 * block + (total * block / blocks < begin);
@@ -541,11 +579,11 @@ combine(const half_bits* centres, const int* tiles, half_bits* out, float* parti
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             int query = group * 64 + (thread / 32) * 16 + (thread & 31) / 4 + 8 * h;
-            float largest = partial_ml[int64(slot) * 2 * QUERIES + query], sum = partial_ml[int64(slot) * 2 * QUERIES + QUERIES + query];
-            float greatest = fmaxf(largest, row.largest[h]);
-            before[h] = exp2_approx(row.largest[h] - greatest), factor[h] = exp2_approx(largest - greatest);
+            float found = partial_ml[int64(slot) * 2 * QUERIES + query], sum = partial_ml[int64(slot) * 2 * QUERIES + QUERIES + query];
+            float greatest = fmaxf(found, largest[h]);
+            before[h] = exp2_approx(largest[h] - greatest), factor[h] = exp2_approx(found - greatest);
             row.sum[h] = row.sum[h] * before[h] + sum * factor[h];
-            row.largest[h] = greatest;
+            largest[h] = greatest;
         }
 #pragma unroll
         for (int i = 0; i < 64; ++i) o[i] = o[i] * before[(i / 2) % 2] + part[i * 128 + thread] * factor[(i / 2) % 2];

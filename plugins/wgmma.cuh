@@ -129,6 +129,22 @@ __device__ __forceinline__ void wgmma_f16_64x32x16(float (&c)[16], uint64 a, uin
 
 __device__ __forceinline__ void fence_shared_for_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// Does not wait.
+__device__ __forceinline__ bool barrier_passed(uint32 barrier, uint32 parity) {
+    uint32 done;
+    asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
+                 : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
+    return done;
+}
+
+// Whether it holds for any thread of a warpgroup. `barrier`: a named one of the block's 16, of this warpgroup alone.
+__device__ __forceinline__ bool any_of_warpgroup(bool holds, int barrier) {
+    uint32 found;
+    asm volatile("{\n.reg .pred p, q;\nsetp.ne.u32 p, %1, 0;\nbarrier.cta.red.or.pred q, %2, 128, p;\nselp.u32 %0, 1, 0, q;\n}\n"
+                 : "=r"(found) : "r"(uint32(holds)), "r"(barrier) : "memory");
+    return found;
+}
+
 __device__ __forceinline__ void barrier_init(uint32 barrier, int count) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
 }
