@@ -1,7 +1,7 @@
 """Every kernel a few times at small sizes, on all of its paths: what compute-sanitizer runs, as it is slow.
 
 docs/plugins.md has the commands. Inputs are made, and results compared, on the processor: no kernel runs but those of
-the plugins. Scratch memory and outputs are not initialized, and of the ring nothing is.
+the plugins. Scratch memory and outputs are not initialized.
 """
 
 import pytest
@@ -61,7 +61,7 @@ def test_ring_attention(monkeypatch, layout, frame_tokens, keep, path, head_dim,
     prune = {"pool": layout[0], "sink": layout[1], "keep": keep} if keep < 1 else {}
     attributes = {"bits": bits, **prune}
     ring = Ring(3, head_dim, frame_tokens, RingLayout(*layout), attributes, torch.Generator().manual_seed(0))
-    states = [torch.empty_like(state, device="cuda") for state in (ring.codes, ring.scales, ring.centres)]
+    states = on_gpu((ring.codes, ring.scales, ring.centres))
     for index in range(layout[0] // layout[2] + 1):  # the last one overwrites the oldest frames
         chunk = ring.chunk()
         found = ring_attention.attend_in_place(*on_gpu(chunk), *states, *on_gpu(ring.numbers(index)), **attributes)
@@ -87,17 +87,20 @@ def test_attention_conv(monkeypatch, channels, out_channels, frames, height, wid
     check(attend(*on_gpu(tensors)), attend(*tensors))
 
 
+@pytest.mark.parametrize(
+    ("tokens", "width", "features", "rank"), [(150, 320, 200, 40), (288, 384, 192, 64)], ids=["ragged", "whole"]
+)
 @pytest.mark.parametrize("rotate", [0, 1])
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("tile", [0, 1], ids=["tile0", "tile1"])
 @pytest.mark.parametrize("tensor_cores", ["INT8", "INT4"])
 @pytest.mark.usefixtures("two_multiprocessors")
-def test_w4a4_linear(monkeypatch, tensor_cores, tile, gated, rotate):
+def test_w4a4_linear(monkeypatch, tensor_cores, tile, gated, rotate, tokens, width, features, rank):
+    """Of tiles that are not whole, rows of scratch memory that nobody wrote are multiplied, and dropped."""
     here = "{}.{}".format(*torch.cuda.get_device_capability())
     monkeypatch.setattr(w4a4_kernel, "INT4_TENSOR_CORES", {here} if tensor_cores == "INT4" else set())
     monkeypatch.setattr(w4a4_kernel, "OTHER_TILES", {here: w4a4_kernel.tiles(here)[tile : tile + 1]})
     torch.manual_seed(0)
-    tokens, width, features, rank = 150, 320, 200, 40
     tensors = [
         noise(1, tokens, width),
         torch.randint(-128, 128, (features, width // 2), dtype=torch.int8),
