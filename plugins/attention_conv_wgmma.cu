@@ -23,9 +23,11 @@ constexpr int QUERY_BYTES = 2 * ROWS * PITCH * 2;
 constexpr int IN_FLIGHT = STAGES > 4 ? 3 : 2;  // tiles under way before the first of them is announced
 static_assert(IN_FLIGHT < STAGES, "a tile is announced before its place is needed again");
 
-// After the last product the memory of queries and tiles holds what the blocks exchange and the attention tile.
+// After the last product the memory of queries and tiles holds the sums that the blocks exchange and the attention tile.
+// The maxima and totals that go with the sums have memory of their own behind the barriers.
 constexpr int EXCHANGE_BYTES = ROWS * WIDTH * 4;
-constexpr int ATTENTION_START = EXCHANGE_BYTES + 2048;
+constexpr int EXTREMES_START = QUERY_BYTES + STAGES * (TILE_BYTES + 16);
+constexpr int ATTENTION_START = EXCHANGE_BYTES;
 static_assert(ATTENTION_START + ROWS * PITCH * 2 <= QUERY_BYTES + STAGES * TILE_BYTES, "no room for the attention tile");
 
 __device__ __forceinline__ uint32 cluster_rank() {
@@ -223,7 +225,7 @@ struct Attention {
             const float* from = &sums[i / (COLUMNS / 2)][i % (COLUMNS / 2)];
             store_remote(target + (i / 4 * 128 + thread) * 16, bits(from[0], from[1], from[2], from[3]).r);
         }
-        store_remote(target + EXCHANGE_BYTES + thread * 16, bits(maximum[0], maximum[1], total[0], total[1]).r);
+        store_remote(target + EXTREMES_START + thread * 16, bits(maximum[0], maximum[1], total[0], total[1]).r);
     }
 
     struct Bits {
@@ -246,7 +248,7 @@ struct Attention {
     // With what the other block sent: the attention, divided by its totals.
     __device__ __forceinline__ void merge(uint32 memory, int thread) {
         float other[4], mine[2], theirs[2];
-        load_own(other, memory + EXCHANGE_BYTES + thread * 16);
+        load_own(other, memory + EXTREMES_START + thread * 16);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             float most = fmaxf(maximum[half], other[half]);
@@ -311,7 +313,6 @@ attention_conv_wgmma(const half_bits* qkv, const half_bits* weight, const half_b
         prefetch_operands<ROWS>(p, first + side * ROWS, threadIdx.x - CONSUMERS, 128);
         const half_bits* frame = qkv + int64(blockIdx.y) * tokens * (3 * CHANNELS);
         produce(pipeline, queries, frame, tokens, first, side, count, part, threadIdx.x - CONSUMERS);
-        named_barrier(1, CONSUMERS + 128);
         cluster_barrier();
         cluster_barrier();
         if (SPLIT > 1) cluster_barrier();
@@ -322,8 +323,7 @@ attention_conv_wgmma(const half_bits* qkv, const half_bits* weight, const half_b
         attention.maximum[0] = attention.maximum[1] = -infinity();
         attention.run(pipeline, queries + group * (ROWS * 128), count, scale, tokens - side * KEYS, lane);
         attention.finish_totals();
-        named_barrier(1, CONSUMERS + 128);  // nobody in this block uses queries or tiles any more
-        cluster_barrier();                  // nor in the others
+        cluster_barrier();  // nobody in any of the blocks uses queries or tiles any more
         if (group != side) attention.send(queries, rank ^ 1, thread);
         cluster_barrier();
         uint32 tile = queries + ATTENTION_START;
@@ -335,7 +335,7 @@ attention_conv_wgmma(const half_bits* qkv, const half_bits* weight, const half_b
         int warp = threadIdx.x / 32 + part * WARPS;
         project<ROWS, WARPS * SPLIT, OUT_TILES>(tile, p, first + side * ROWS, warp, lane, [] {
             if (SPLIT > 1) cluster_barrier();
-            else named_barrier(2, CONSUMERS);
+            else named_barrier(1, CONSUMERS);
         });
     }
 }

@@ -41,9 +41,9 @@ class Cluster:
     stages: int
 
     def shared_bytes(self, channels: int) -> int:
-        """Of a block: queries, ring and its barriers."""
+        """Of a block: queries, ring and its barriers, and four floats from each thread of a warpgroup."""
         row = 2 * _padded(channels, self.split)
-        return _WARPGROUP_QUERIES * row + self.stages * (_WARPGROUP_KEYS * row + 16)
+        return _WARPGROUP_QUERIES * row + self.stages * (_WARPGROUP_KEYS * row + 16) + 128 * 16
 
 
 _CLUSTERS: Final = (Cluster(384, 1, 5), Cluster(512, 2, 3))

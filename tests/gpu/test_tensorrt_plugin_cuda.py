@@ -103,15 +103,25 @@ def describe(module, tensor):
     return made
 
 
-def enqueue(module, made, inputs, outputs, size):
-    """As TensorRT does it, on a stream of its own. Scratch memory and outputs are full of NaN before."""
-    scratch = torch.full((max(size, 1),), 255, dtype=torch.uint8, device="cuda")
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+def enqueue(module, made, inputs, outputs, scratch, stream):
+    """As TensorRT does it."""
     given, results = ([describe(module, tensor) for tensor in tensors] for tensors in (inputs, outputs))
     addresses = [[tensor.data_ptr() for tensor in tensors] for tensors in (inputs, outputs)]
     made.enqueue(given, results, *addresses, scratch.data_ptr(), stream.cuda_stream)
+
+
+def execute(module, made, inputs, outputs, size):
+    """On a stream of its own."""
+    scratch = poisoned_scratch(size)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    enqueue(module, made, inputs, outputs, scratch, stream)
     torch.cuda.synchronize()
+
+
+def poisoned_scratch(size):
+    """Full of NaN, whatever is kept there."""
+    return torch.full((max(size, 1),), 255, dtype=torch.uint8, device="cuda")
 
 
 def poisoned(plugin, inputs):
@@ -139,26 +149,70 @@ def test_every_plugin_with_a_kernel_has_a_case():
     assert {name for name, plugin in PLUGINS.items() if plugin.kernel is not None} <= CASES.keys()
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_execution_gives_what_the_torch_op_gives(module, name):
-    plugin = PLUGINS.get(name)
-    if plugin is None or plugin.kernel is None:
-        pytest.skip(f"{name} has no kernel")
-    torch.manual_seed(0)
-    make, given = CASES[name]
-    attributes = {**plugin.attributes, **given}
-    inputs = make()
-    expected = reference(plugin, inputs, given)
-    on_gpu = [tensor.cuda() for tensor in inputs]
-    outputs = poisoned(plugin, on_gpu)
+def prepare(module, name, inputs):
+    """The object that TensorRT would execute, and the bytes of scratch memory that it asks for."""
+    plugin = PLUGINS[name]
+    attributes = {**plugin.attributes, **CASES[name][1]}
     made = plugin_class(module)(plugin, kernels_of(plugin, attributes), attributes)
     dynamic = [type("Dynamic", (), {"max": tuple(tensor.shape)}) for tensor in inputs]
-    enqueue(module, made.attach_to_context(None), on_gpu, outputs, made.get_workspace_size(dynamic, []))
+    return made.attach_to_context(None), made.get_workspace_size(dynamic, [])
+
+
+def check(outputs, expected):
     for found, wanted in zip(outputs, expected, strict=True):
         found, wanted = found.cpu().float(), wanted.float()
         assert found.isfinite().all()
         if wanted.abs().max() > 0:
             assert ((found - wanted).norm() / wanted.norm()).item() < 5e-3
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_execution_gives_what_the_torch_op_gives(module, name):
+    torch.manual_seed(0)
+    make, given = CASES[name]
+    inputs = make()
+    expected = reference(PLUGINS[name], inputs, given)
+    on_gpu = [tensor.cuda() for tensor in inputs]
+    outputs = poisoned(PLUGINS[name], on_gpu)
+    made, size = prepare(module, name, inputs)
+    execute(module, made, on_gpu, outputs, size)
+    check(outputs, expected)
+
+
+def chunks_of_a_stream():
+    """The ring's inputs chunk by chunk: the window is full after three, then the oldest frames are overwritten. The
+    caller puts in the states that the chunk before left."""
+    tokens = 99
+    for number in range(5):
+        inputs = ring_attention()
+        inputs[6], inputs[7] = torch.tensor([number % 3 * tokens]), torch.tensor([min(number + 1, 3) * tokens])
+        yield inputs
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_cuda_graph_of_an_execution_replays_on_new_numbers(module, name):
+    torch.manual_seed(1)
+    plugin, (make, given) = PLUGINS[name], CASES[name]
+    static = [tensor.cuda() for tensor in make()]
+    outputs = poisoned(plugin, static)
+    made, size = prepare(module, name, static)
+    execute(module, made, static, outputs, size)  # loads the kernels
+    scratch, graph = poisoned_scratch(size), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        enqueue(module, made, static, outputs, scratch, torch.cuda.current_stream())
+    states = {result.alias: index for index, result in enumerate(plugin.results) if result.alias is not None}
+    expected = []
+    for inputs in chunks_of_a_stream() if states else (make() for _ in range(2)):
+        if expected:
+            for position, index in states.items():
+                inputs[position] = expected[index]
+        for target, source in zip(static, inputs, strict=True):
+            target.copy_(source)
+        for output in (output for output, result in zip(outputs, plugin.results, strict=True) if result.alias is None):
+            output.fill_(float("nan"))
+        graph.replay()
+        expected = reference(plugin, inputs, given)
+        check(outputs, expected)
 
 
 def test_a_failure_in_execution_is_an_error_and_not_a_crash(module):
@@ -167,6 +221,6 @@ def test_a_failure_in_execution_is_an_error_and_not_a_crash(module):
     made = plugin_class(module)(plugin, kernels, {**plugin.attributes, **CASES[plugin.name][1]})
     inputs = [tensor.cuda() for tensor in CASES[plugin.name][0]()]
     with pytest.raises(Exception, match="is missing"):
-        enqueue(module, made, inputs, poisoned(plugin, inputs), 1 << 20)
+        execute(module, made, inputs, poisoned(plugin, inputs), 1 << 20)
     assert kernels.failure is not None
     assert torch.ones(2, device="cuda").sum().item() == 2  # the context is sound
