@@ -38,7 +38,7 @@ def attributes_of(bits=4, keep=1.0, pool=0, head_dim=128):
 
 def shapes_of(heads, tokens, head_dim, rows, bits):
     chunk = (1, heads, tokens, head_dim)
-    states = ((2, heads, rows, head_dim * bits // 8), (2, heads, rows), (2, heads, head_dim))
+    states = ((2, heads, rows, head_dim * bits // 8), (2, heads, rows), (2, heads, head_dim), (21,))
     return (chunk, chunk, chunk, *states, (1,), (1,), (1,))
 
 
@@ -48,7 +48,7 @@ def launched(capability, multiprocessors, shapes, attributes):
         TensorView(ADDRESS + number, shape, dtype)
         for number, (shape, dtype) in enumerate(zip(shapes, PLUGIN.input_types, strict=True))
     ]
-    outputs = [TensorView(ADDRESS + 9, shapes[0], "float16"), *inputs[3:6]]
+    outputs = [TensorView(ADDRESS + 10, shapes[0], "float16"), *inputs[3:7]]
     PLUGIN.kernel.launch(recorder, 7, inputs, outputs, SCRATCH, attributes)
     return recorder.calls
 
@@ -78,7 +78,7 @@ def test_every_launch_fits_its_kernel(capability, keep, bits, head_dim):
     sources = PLUGIN.kernel.sources(attributes, capability)
     assert {call[0] for call in calls} == set(sources)
     assert [call[1] for call in calls] == [
-        "centre", "quantize", *(["pool"] if keep < 1 else []), "plan", "attend", "combine",
+        "centre", "plan", "quantize", *(["pool"] if keep < 1 else []), "attend", "combine",
     ]  # fmt: skip
     for source, entry, grid, block, arguments, shared in calls:
         taken = parameters(source, entry)
@@ -91,10 +91,11 @@ def test_every_launch_fits_its_kernel(capability, keep, bits, head_dim):
             "codes": 3,
             "scales": 4,
             "centres": 5,
-            "write_index": 6,
-            "valid_length": 7,
-            "frame_tokens": 8,
-            "out": 9,
+            "pages": 6,
+            "write_index": 7,
+            "valid_length": 8,
+            "frame_tokens": 9,
+            "out": 10,
         }
         for name, number in names.items():
             assert given.get(name, ADDRESS + number) == ADDRESS + number
