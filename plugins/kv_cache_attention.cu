@@ -230,11 +230,11 @@ quantize(const half_bits* query, const half_bits* key, const half_bits* value, c
     quantize_row(x, codes + row * ROW_BYTES, scales + row, lane, write);
 }
 
-// grid (P, heads, 2), block 512. Block x makes the pool row of the chunk's frame x, where it has so many.
-extern "C" __global__ void __launch_bounds__(512)
+// grid (P, heads, 2), block 1024. Block x makes the pool row of the chunk's frame x, where it has so many.
+extern "C" __global__ void __launch_bounds__(1024)
 pool(uint8* codes, half_bits* scales, const int64* pages, const int64* write_index, const int64* frame_tokens, int H,
      int T, int R, int P) {
-    constexpr int WORDS = ROW_BYTES / 4, ROWS = 512 / WORDS, DIMS = 32 / BITS;
+    constexpr int WORDS = ROW_BYTES / 4, ROWS = 1024 / WORDS, DIMS = 32 / BITS;
     constexpr int KEPT = ROWS > 32 ? 32 : ROWS;  // rows of sums in shared memory: 16 KB
     __shared__ float sums[KEPT * HEAD_DIM];
     int length = limit(int(*frame_tokens), 1, R);
@@ -245,7 +245,7 @@ pool(uint8* codes, half_bits* scales, const int64* pages, const int64* write_ind
     uint64 head = uint64(blockIdx.z * H + blockIdx.y) * R;
     int word = threadIdx.x % WORDS, row = threadIdx.x / WORDS;
     float sum[DIMS] = {};
-#pragma unroll 4
+#pragma unroll 8
     for (int token = row; token < length; token += ROWS) {
         uint64 at = head + start + token;
         uint32 packed = reinterpret_cast<const uint32*>(codes + at * ROW_BYTES)[word];
@@ -291,7 +291,7 @@ struct Frames {
 __device__ float pool_change(const uint8* codes, const half_bits* scales, int H, int R, int now, int before, int lane) {
     constexpr int WORDS = ROW_BYTES / 4;
     float difference = 0.f, size = 0.f;
-#pragma unroll 4
+#pragma unroll 8
     for (int i = lane; i < 2 * H * WORDS; i += 32) {
         uint64 head = uint64(i / WORDS) * R;
         uint32 a = reinterpret_cast<const uint32*>(codes + (head + now) * ROW_BYTES)[i % WORDS];

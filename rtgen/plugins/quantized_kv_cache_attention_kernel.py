@@ -235,7 +235,7 @@ class Launch:
         sizes = self._sizes
         pointers = (self._codes, self._scales, self._pages, self._write, self._frame)
         self._step(
-            "pool", (self._pool, sizes.heads, 2), 512, *pointers, sizes.heads, sizes.tokens, sizes.rows, self._pool
+            "pool", (self._pool, sizes.heads, 2), 1024, *pointers, sizes.heads, sizes.tokens, sizes.rows, self._pool
         )
 
     def plan(self) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rtgen.config.kv_cache import most_live
 from rtgen.config.locate import data_directory
 from rtgen.plugins.base import TensorView
 from rtgen.plugins.loader import Pointer
@@ -138,6 +139,17 @@ def test_the_parts_of_the_scratch_memory_are_apart_and_inside(
     assert places[0][0] == SCRATCH and places[-1][1] <= SCRATCH + room
     assert all(first[1] <= second[0] and second[0] % 256 == 0 for first, second in pairwise(places))
     assert source.file == attend.file
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+def test_a_pass_takes_less_beside_the_ring_than_the_codes_of_one_chunk(capability, keep):
+    """Wan 2.1 1.3B at 480x832; a chunk's codes lie in the rings of 30 layers, which share the scratch memory."""
+    window, pool = most_live(21, 0, 3, keep, 0.25), 21 if keep < 1 else 0
+    shapes = shapes_of(12, 4680, 128, window * 1560 + pool, 4)
+    assert [window * 1560 + pool, keep] in ([32_760, 1.0], [15_621, 0.5])
+    room = PLUGIN.kernel.workspace(shapes, attributes_of(4, keep, pool), capability)
+    assert room < 30 * 2 * 12 * 4680 * (128 // 2 + 2) / 5
 
 
 def test_workspace_grows_with_every_size():
