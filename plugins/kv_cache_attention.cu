@@ -6,9 +6,9 @@
 //
 // Launch order; grid and block of each kernel stand above it:
 //   centre    the first chunk's mean key and value, where this is the first chunk
+//   plan      which frames stay and where the chunk's go, with pruning; the rows that are attended to: a list of tiles
 //   quantize  queries to INT8, keys and values to codes, in the ring
 //   pool      the mean token of each frame just written (only with pruning)
-//   plan      which rows are attended to: a list of tiles
 //   attend    the attention, split evenly over the blocks
 //   combine   merges the tasks that were split
 #include "mma.cuh"
@@ -188,11 +188,26 @@ centre(const half_bits* key, const half_bits* value, half_bits* centres, const i
         centres[(blockIdx.y * H + blockIdx.x) * HEAD_DIM + threadIdx.x] = float_to_half(sums[threadIdx.x] / float(T));
 }
 
-// grid (ceil(Tpad / 32), heads, 3: queries, keys, values), block 256.
+namespace {
+
+// The row of a token of the chunk, -1 where it has none. P: frame slots of a ring with pages, 0 for one without.
+__device__ __forceinline__ int64 ring_row(int64 position, const int64* pages, const int64* frame_tokens, int R, int P) {
+    if (position < 0) return -1;
+    if (P == 0) return position < R ? position : -1;
+    int length = limit(int(*frame_tokens), 1, R);
+    int64 slot = position < 0x7fffffff ? int(position) / length : P;
+    int64 page = slot < P ? pages[slot] : -1;
+    if (page < 0 || page >= (R - P) / length) return -1;
+    return page * length + (position - slot * length);
+}
+
+}  // namespace
+
+// grid (ceil(Tpad / 32), heads, 3: queries, keys, values), block 256. P: 0 without pruning.
 extern "C" __global__ void __launch_bounds__(256)
 quantize(const half_bits* query, const half_bits* key, const half_bits* value, const half_bits* centres,
-         const int64* write_index, int8* q_codes, float* q_scales, uint8* codes, half_bits* scales, int H, int T,
-         int Tpad, int R) {
+         const int64* write_index, const int64* pages, const int64* frame_tokens, int8* q_codes, float* q_scales,
+         uint8* codes, half_bits* scales, int H, int T, int Tpad, int R, int P) {
     int lane = threadIdx.x % 32, head = blockIdx.y, kind = int(blockIdx.z) - 1;
     int token = blockIdx.x * 32 + threadIdx.x / 8;
     const half_bits* source = (kind < 0 ? query : kind == 0 ? key : value) + uint64(head) * T * HEAD_DIM;
@@ -209,25 +224,28 @@ quantize(const half_bits* query, const half_bits* key, const half_bits* value, c
 #pragma unroll
     for (int i = 0; i < LANE_DIMS; ++i) x[i] -= mean[i];
     rotate(x, lane);
-    int64 slot = *write_index + token;
-    uint64 row = uint64(kind * H + head) * R + uint64(slot);
-    bool write = token < T && slot >= 0 && slot < R;  // nothing is written outside the ring
+    int64 place = token < T ? ring_row(*write_index + token, pages, frame_tokens, R, P) : -1;
+    bool write = place >= 0;  // nothing is written outside the ring
+    uint64 row = uint64(kind * H + head) * R + uint64(write ? place : 0);
     quantize_row(x, codes + row * ROW_BYTES, scales + row, lane, write);
 }
 
-// grid (P, heads, 2), block 512. Block x makes the pool row of the chunk's frame x, where it has so many.
-extern "C" __global__ void __launch_bounds__(512)
-pool(uint8* codes, half_bits* scales, const int64* write_index, const int64* frame_tokens, int H, int T, int R, int P) {
-    constexpr int WORDS = ROW_BYTES / 4, ROWS = 512 / WORDS, DIMS = 32 / BITS;
+// grid (P, heads, 2), block 1024. Block x makes the pool row of the chunk's frame x, where it has so many.
+extern "C" __global__ void __launch_bounds__(1024)
+pool(uint8* codes, half_bits* scales, const int64* pages, const int64* write_index, const int64* frame_tokens, int H,
+     int T, int R, int P) {
+    constexpr int WORDS = ROW_BYTES / 4, ROWS = 1024 / WORDS, DIMS = 32 / BITS;
     constexpr int KEPT = ROWS > 32 ? 32 : ROWS;  // rows of sums in shared memory: 16 KB
     __shared__ float sums[KEPT * HEAD_DIM];
-    int length = int(*frame_tokens), start = int(*write_index) + int(blockIdx.x) * length;
-    int frame = length > 0 ? start / length : P;
-    if (int64(blockIdx.x + 1) * length > T || frame >= P || start + length > R - P) return;
+    int length = limit(int(*frame_tokens), 1, R);
+    int64 position = *write_index + int64(blockIdx.x) * length;
+    int64 start = ring_row(position, pages, frame_tokens, R, P);
+    if (int64(blockIdx.x + 1) * length > T || start < 0) return;
+    int frame = int(position) / length;
     uint64 head = uint64(blockIdx.z * H + blockIdx.y) * R;
     int word = threadIdx.x % WORDS, row = threadIdx.x / WORDS;
     float sum[DIMS] = {};
-#pragma unroll 4
+#pragma unroll 8
     for (int token = row; token < length; token += ROWS) {
         uint64 at = head + start + token;
         uint32 packed = reinterpret_cast<const uint32*>(codes + at * ROW_BYTES)[word];
@@ -261,6 +279,7 @@ namespace {
 struct Frames {
     int count, window, sink, write, chunk;
 
+    __device__ __forceinline__ bool is_own(int slot) const { return slot >= write && slot < write + chunk; }
     __device__ __forceinline__ int slot(int rank) const {
         if (count < window || rank < sink) return rank;
         int turn = window > sink ? window - sink : 1, oldest = (write + chunk - sink) % turn;
@@ -272,7 +291,7 @@ struct Frames {
 __device__ float pool_change(const uint8* codes, const half_bits* scales, int H, int R, int now, int before, int lane) {
     constexpr int WORDS = ROW_BYTES / 4;
     float difference = 0.f, size = 0.f;
-#pragma unroll 4
+#pragma unroll 8
     for (int i = lane; i < 2 * H * WORDS; i += 32) {
         uint64 head = uint64(i / WORDS) * R;
         uint32 a = reinterpret_cast<const uint32*>(codes + (head + now) * ROW_BYTES)[i % WORDS];
@@ -292,15 +311,21 @@ __device__ float pool_change(const uint8* codes, const half_bits* scales, int H,
     return size > 0.f ? difference / size : 0.f;
 }
 
-// Bit s: frame slot s is attended to token by token. One warp; lane = rank in time. A NaN's frame stays.
-__device__ uint32 live_frames(const Frames& frames, float change, float keep, float recent, int lane) {
+__device__ __forceinline__ uint32 all_bits(uint32 x) {  // of a warp
+#pragma unroll
+    for (int stride = 16; stride > 0; stride /= 2) x |= __shfl_xor_sync(ALL, x, stride);
+    return x;
+}
+
+// Bit s: frame slot s keeps its page. `held`: those that have one, but for the chunk's own. One warp; lane = rank in
+// time. A NaN's frame stays.
+__device__ uint32 kept_frames(const Frames& frames, uint32 held, float change, float keep, float recent, int lane) {
     int slot = frames.slot(lane);
-    bool exists = lane < frames.count;
+    bool has_page = lane < frames.count && (held >> slot & 1);
     int newest = int(ceilf(recent * float(frames.count) - 1e-4f));  // the margin: .1 is a little more in float32
     if (newest < frames.chunk) newest = frames.chunk;
-    bool own = slot >= frames.write && slot < frames.write + frames.chunk;
-    bool old = lane >= frames.sink && lane < frames.count - newest && !own;
-    uint32 olds = __ballot_sync(ALL, old);
+    bool old = lane >= frames.sink && lane < frames.count - newest && !frames.is_own(slot);
+    uint32 olds = __ballot_sync(ALL, old), candidates = __ballot_sync(ALL, old && has_page);
     int n = __popc(olds), rank = __popc(olds & ((1u << lane) - 1));
     int stay = limit(int(rintf(keep * float(frames.count))) - (frames.count - n), 0, n);
     float score = .2f * change + .8f * float(rank) / float(n > 0 ? n : 1);
@@ -308,30 +333,39 @@ __device__ uint32 live_frames(const Frames& frames, float change, float keep, fl
 #pragma unroll
     for (int other = 0; other < 32; ++other) {
         float theirs = __shfl_sync(ALL, score, other);
-        better += (olds >> other & 1) && (theirs > score || (theirs == score && other > lane));
+        better += (candidates >> other & 1) && (theirs > score || (theirs == score && other > lane));
     }
-    uint32 live = exists && (!old || better < stay) ? 1u << slot : 0u;
-#pragma unroll
-    for (int stride = 16; stride > 0; stride /= 2) live |= __shfl_xor_sync(ALL, live, stride);
-    return live;
+    return all_bits(has_page && (!old || better < stay) ? 1u << slot : 0u);
+}
+
+// The page of frame slot `lane` for this pass, -1 for none: the one that it keeps, or for the chunk's own frames those
+// that are free, lowest first. Every pass of a chunk comes to the same, for its own pages are free each time.
+__device__ __forceinline__ int next_page(const Frames& frames, uint32 kept, int page, int page_count, int lane) {
+    bool keeps = kept >> lane & 1;
+    uint32 taken = all_bits(keeps ? 1u << page : 0u);
+    uint32 free = ~taken & (page_count >= 32 ? ALL : (1u << page_count) - 1);
+    if (keeps || !frames.is_own(lane)) return keeps ? page : -1;
+    for (int turn = lane - frames.write; turn > 0; --turn) free &= free - 1;
+    return __ffs(int(free)) - 1;
 }
 
 }  // namespace
 
 // grid 1, block 1024. tiles: room for 1 + ceil(S / KEYS) + P + 1 entries of 16 bytes. Pruning takes P in 1 .. 32.
 extern "C" __global__ void __launch_bounds__(1024, 1)
-plan(const uint8* codes, const half_bits* scales, const int64* write_index, const int64* valid_length,
+plan(const uint8* codes, const half_bits* scales, int64* pages, const int64* write_index, const int64* valid_length,
      const int64* frame_tokens, int4* tiles, int H, int T, int R, int P, int sink, float keep, float recent) {
     __shared__ float changes[32];
-    __shared__ uint32 shared_live;
+    __shared__ uint32 shared_used, shared_pruned;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, S = R - P;
     int valid = *valid_length < 0 ? 0 : *valid_length > S ? S : int(*valid_length);
-    int length = limit(int(*frame_tokens), 1, S > 0 ? S : 1);
-    bool prune = keep < 1.f && P > 0;
-    int count = prune ? limit(valid / length, 0, P < 32 ? P : 32) : 0;
-    uint32 all = count >= 32 ? ALL : (1u << count) - 1, live = all;
-    if (prune) {
-        Frames frames{count, P, sink, int(*write_index / length), T / length};
+    int length = limit(int(*frame_tokens), 1, S > 0 ? S : 1), runs = 0;
+    uint32 used = 0, pruned = 0;  // pages; frame slots
+    if (keep < 1.f && P > 0) {
+        int slots = P < 32 ? P : 32, page_count = limit(S / length, 0, slots);
+        int64 held = *valid_length / length, first = *write_index / length;
+        int count = held < 0 ? 0 : held > slots ? slots : int(held);
+        Frames frames{count, P, sink, first < 0 || first > P ? P : int(first), T / length};
         if (warp < count) {
             float change = 1.f;
             if (warp > 0)
@@ -339,27 +373,35 @@ plan(const uint8* codes, const half_bits* scales, const int64* write_index, cons
             if (lane == 0) changes[warp] = change;
         }
         __syncthreads();
-        if (warp == 0) {
-            uint32 chosen = live_frames(frames, lane < count ? changes[lane] : 0.f, keep, recent, lane);
-            if (lane == 0) shared_live = chosen;
+        if (warp == 0) {  // from here on lane is a slot
+            bool is_first = *write_index == 0 && *valid_length == T;
+            int64 page = !is_first && lane < count && !frames.is_own(lane) ? pages[lane] : -1;
+            bool has_page = page >= 0 && page < page_count;
+            uint32 with_page = __ballot_sync(ALL, has_page);
+            uint32 kept = kept_frames(frames, with_page, lane < count ? changes[lane] : 0.f, keep, recent, lane);
+            int next = next_page(frames, kept, has_page ? int(page) : 0, page_count, lane);
+            if (lane < slots) pages[lane] = next;
+            uint32 in_use = all_bits(next >= 0 ? 1u << next : 0u);
+            uint32 without = __ballot_sync(ALL, lane < count && next < 0);
+            if (lane == 0) shared_used = in_use, shared_pruned = without;
         }
         __syncthreads();
-        live = shared_live;
+        used = shared_used, pruned = shared_pruned, runs = page_count, valid = page_count * length;
     }
     int n = 0;
-    for (int frame = 0; frame <= count;) {  // the last turn is for tokens behind the last whole frame
-        int end = frame;
-        while (end < count && (live >> end & 1)) ++end;
-        int first = frame * length, last = end == count ? valid : end * length, entries = ceil_div(last - first, KEYS);
+    for (int page = 0; page <= runs;) {  // without pruning one turn, for all
+        int end = page;
+        while (end < runs && (used >> end & 1)) ++end;
+        int first = page * length, last = end == runs ? valid : end * length, entries = ceil_div(last - first, KEYS);
         for (int i = threadIdx.x; i < entries; i += blockDim.x) {
             int row = first + i * KEYS;
             tiles[1 + n + i] = make_int4(row, last - row < KEYS ? last - row : KEYS, 0, -1);
         }
         n += entries;
-        frame = end + 1;
+        page = end + 1;
     }
     if (threadIdx.x != 0) return;
-    if (live != all) tiles[1 + n++] = make_int4(S, P, __float_as_int(log2f(float(length))), int(all & ~live));
+    if (pruned) tiles[1 + n++] = make_int4(S, P, __float_as_int(log2f(float(length))), int(pruned));
     tiles[0] = make_int4(n, 0, 0, 0);
 }
 

@@ -87,7 +87,7 @@ def _times(window: int, repeats: int) -> list[Measurement]:
 
 
 def _memory(variant: Variant) -> list[Measurement]:
-    """The ring of the longest window in all layers, and what a pass takes besides."""
+    """The ring of the longest window in all layers, and what a pass takes besides, beside what a chunk takes in it."""
     import torch
 
     window = WINDOWS[-1]
@@ -101,10 +101,14 @@ def _memory(variant: Variant) -> list[Measurement]:
     output = ring.attend()
     torch.cuda.synchronize()
     above = (torch.cuda.max_memory_allocated() - before - output.numel() * output.element_size()) / (1 << 20)
+    row = HEAD_DIM * variant.bits // 8 + 2
+    chunk = LAYERS * 2 * HEADS * CHUNK * FRAME * row / (1 << 20)
     name = f"K/V of {window} frames at 480x832, {LAYERS} layers, {variant.title}"
     return [
         Measurement(name, size, "GiB", floats, floats / size, "BF16 keys and values"),
-        Measurement(f"{name}: scratch memory of a pass", above, "MiB", None, None, "beside the ring and the output"),
+        Measurement(
+            f"{name}: memory of a pass above ring and output", above, "MiB", chunk, chunk / above, "a chunk's codes"
+        ),
     ]
 
 
@@ -138,14 +142,17 @@ class _Ring:
     def __init__(self, window: int, variant: Variant, seed: int) -> None:
         import torch
 
+        from rtgen.config.kv_cache import most_live
         from rtgen.plugins.quantized_kv_cache_attention import attend_in_place
 
         self.attributes = variant.attributes(window)
-        rows, bits = window * FRAME + int(self.attributes["pool"]), variant.bits
+        pool, bits = int(self.attributes["pool"]), variant.bits
+        rows = most_live(window, 0, CHUNK, variant.keep, float(self.attributes["recent"])) * FRAME + pool
         self.states = (
             torch.zeros(2, HEADS, rows, HEAD_DIM * bits // 8, dtype=torch.int8, device="cuda"),
             torch.zeros(2, HEADS, rows, dtype=torch.float16, device="cuda"),
             torch.zeros(2, HEADS, HEAD_DIM, dtype=torch.float16, device="cuda"),
+            torch.zeros(max(pool, 1), dtype=torch.int64, device="cuda"),
         )
         self._attend_in_place: Callable[..., Tensor] = attend_in_place
         generator = torch.Generator("cuda").manual_seed(seed)

@@ -33,7 +33,7 @@ from rtgen.build.toolchain import (
 )
 from rtgen.build.weights import published_key, published_sources
 from rtgen.config.gpu import Compiler, GpuConfig
-from rtgen.config.kv_cache import kv_cache_of, pool_rows
+from rtgen.config.kv_cache import kv_cache_of, pool_rows, ring_frames
 from rtgen.config.load import load_gpu, load_model, load_recipe, recipe_for
 from rtgen.config.locate import bundled_directory
 from rtgen.config.model import ModelConfig, ResolutionProfile, Size
@@ -105,9 +105,9 @@ class BuildPlan:
         return self.ring_at(self.largest) if self.gpu.builds_engines else None
 
     def ring_at(self, sizes: Mapping[str, int]) -> int:
-        """Rows of the K/V ring for frames of these symbolic dimensions: the window's tokens, then its pool."""
-        tokens = self.model.cache.window * sizes["rows"] * sizes["columns"]
-        return tokens + pool_rows(self.model, self.kv_cache)
+        """Rows of the K/V ring for latent frames of these symbolic dimensions: tokens, then the pool."""
+        ring = self.kv_cache
+        return ring_frames(self.model, ring) * sizes["rows"] * sizes["columns"] + pool_rows(self.model, ring)
 
     @property
     def kv_cache(self) -> KVCacheFormat:

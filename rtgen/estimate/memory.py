@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from rtgen.config.kv_cache import pool_rows
+from rtgen.config.kv_cache import page_entries, pool_rows, ring_frames
 from rtgen.config.model import TextEncoderConfig
 from rtgen.engine.manifest import MemoryPlan
 from rtgen.engine.memory_plan import CONTEXT_BYTES, GIB
@@ -40,10 +40,13 @@ def memory_plan(
 
 def ring_bytes(numerics: Numerics) -> int:
     """Of all layers (``rtgen/export/ring_states.py``)."""
-    setting, config = numerics.setting, numerics.setting.model.denoiser
-    rows = pass_shape(setting.model, setting.size).keys + pool_rows(setting.model, setting.ring)
-    centres = 2 * config.dim if setting.ring.is_coded else 0  # float16
-    return round(2 * config.layers * (rows * config.dim * numerics.kv_bytes + centres))
+    model, ring = numerics.setting.model, numerics.setting.ring
+    shape, config = pass_shape(model, numerics.setting.size), model.denoiser
+    rows = ring_frames(model, ring) * shape.tokens // shape.chunk + pool_rows(model, ring)
+    layer = 2 * rows * config.dim * numerics.kv_bytes
+    if ring.is_coded:
+        layer += 4 * config.dim + 8 * page_entries(model, ring)  # float16 centres, int64 pages
+    return round(config.layers * layer)
 
 
 def text_parameters(config: TextEncoderConfig) -> int:

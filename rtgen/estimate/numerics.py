@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import singledispatch
-from math import ceil
 
+from rtgen.config.kv_cache import ring_frames
 from rtgen.config.recipe import Quantization
 from rtgen.errors import UsageError
 from rtgen.estimate.efficiencies import Kind, NumberType
@@ -57,10 +57,8 @@ class Numerics:
 
     def seen(self, keys: int) -> float:
         """Keys of the ring that a pass looks at, of ``keys`` in a full window: pruned frames are one token each."""
-        cache, ring = self.setting.model.cache, self.setting.ring
-        always = max(cache.chunk, ceil(ring.recent * cache.window)) + cache.sink
-        live = max(min(always, cache.window), round(ring.keep * cache.window))
-        return keys * live / cache.window + (cache.window - live)
+        window, live = self.setting.model.cache.window, ring_frames(self.setting.model, self.setting.ring)
+        return keys * live / window + (window - live)
 
     def quantizes(self, product: Product) -> bool:
         return self.kept.get(product.name, "it is not the denoiser's") == ""

@@ -81,7 +81,7 @@ class DenoiserPass(nn.Module):
 
 
 class CodedDenoiserPass(DenoiserPass):
-    """The same over a ring of codes: ``caches`` are the codes of all layers, then the scales, then the centres."""
+    """The same over a ring of codes: ``caches`` are the codes of all layers, then scales, centres and pages."""
 
     def __init__(self, model: CausalVideoDiT, settings: CodedRingSettings) -> None:
         super().__init__(model)
@@ -101,9 +101,9 @@ class CodedDenoiserPass(DenoiserPass):
         frame_tokens: Tensor,
         caches: list[Tensor],
     ) -> tuple[Tensor, ...]:
-        layers = len(caches) // 3
-        codes, scales, centres = (caches[start : start + layers] for start in (0, layers, 2 * layers))
-        ring = CodedKVRing(self.settings, codes, scales, centres, write_index, valid_length, frame_tokens)
+        layers = len(caches) // 4
+        codes, scales, centres, pages = (caches[kind * layers : (kind + 1) * layers] for kind in range(4))
+        ring = CodedKVRing(self.settings, codes, scales, centres, pages, write_index, valid_length, frame_tokens)
         tables = rope_time, rope_height, rope_width
         return *self.estimates(clean, noise, sigma, context, tables, ring), *ring.tensors
 

@@ -1,14 +1,15 @@
-"""The tensors of the K/V ring in the denoiser's table: floats, or codes with their scales and centres.
+"""The tensors of the K/V ring in the denoiser's table: floats, or codes with their scales, centres and pages.
 
-A ring of codes has, for each layer, keys and values in one tensor of codes, one scale for each token and head, and one
-vector for each head that was subtracted from all of them (``rtgen.plugins.quantized_kv_cache_attention``).
+A ring of codes has, for each layer, keys and values in one tensor of codes, one scale for each token and head, one
+vector for each head that was subtracted from all of them, and a table of where each frame's tokens lie
+(``rtgen.plugins.quantized_kv_cache_attention``).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rtgen.config.kv_cache import pool_rows
+from rtgen.config.kv_cache import page_entries, pool_rows, ring_frames
 from rtgen.engine.manifest import ComponentEntry, StateEntry, TensorEntry
 
 if TYPE_CHECKING:
@@ -17,14 +18,14 @@ if TYPE_CHECKING:
     from rtgen.config.model import ModelConfig
     from rtgen.config.recipe import KVCacheFormat, Precision
 
-CODES, SCALES, CENTRES = "kv_codes", "kv_scales", "kv_centres"
+CODES, SCALES, CENTRES, PAGES = "kv_codes", "kv_scales", "kv_centres", "kv_pages"
 RING_AXIS = 2
-"""The axis of tokens in each tensor of the ring but the centres."""
+"""The axis of tokens in each tensor of the ring but centres and pages."""
 
 
 def ring_tensors(config: ModelConfig, precision: Precision, ring: KVCacheFormat) -> list[TensorEntry]:
     """The ring's tensors in graph order: all layers of the first kind, then all of the next."""
-    pool, rows = pool_rows(config, ring), f"{config.cache.window}*rows*columns"
+    pool, rows = pool_rows(config, ring), f"{ring_frames(config, ring)}*rows*columns"
     heads, width = config.denoiser.heads, config.denoiser.head_dim
     if not ring.is_coded:
         shape = (1, heads, rows, width)
@@ -36,6 +37,7 @@ def ring_tensors(config: ModelConfig, precision: Precision, ring: KVCacheFormat)
         TensorEntry(name=CODES, dtype="int8", shape=(2, heads, length, width * ring.bits // 8)),
         TensorEntry(name=SCALES, dtype="float16", shape=(2, heads, length)),
         TensorEntry(name=CENTRES, dtype="float16", shape=(2, heads, width)),
+        TensorEntry(name=PAGES, dtype="int64", shape=(page_entries(config, ring),)),
     )
     return [kind.model_copy(update={"name": name}) for kind in kinds for name in _names(config, kind.name)]
 
@@ -49,7 +51,7 @@ def ring_states(tensors: Sequence[TensorEntry]) -> tuple[list[TensorEntry], list
 
 def has_ring_axis(name: str) -> bool:
     """Whether a tensor of the ring has a row for each token."""
-    return not name.startswith(CENTRES)
+    return not name.startswith((CENTRES, PAGES))
 
 
 def with_ring(table: ComponentEntry, length: int) -> ComponentEntry:

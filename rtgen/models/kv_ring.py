@@ -63,8 +63,8 @@ class CodedRingSettings:
 class CodedKVRing:
     """The same over a ring of codes; see ``rtgen.plugins.quantized_kv_cache_attention`` for the tensors.
 
-    ``codes``, ``scales`` and ``centres`` hold one tensor a layer; ``frame_tokens`` is [1] int64. Queries, keys and
-    values of any floating type are rounded to float16, and the output has their type.
+    ``codes``, ``scales``, ``centres`` and ``pages`` hold one tensor a layer; ``frame_tokens`` is [1] int64. Queries,
+    keys and values of any floating type are rounded to float16, and the output has their type.
     """
 
     def __init__(
@@ -73,29 +73,30 @@ class CodedKVRing:
         codes: Sequence[Tensor],
         scales: Sequence[Tensor],
         centres: Sequence[Tensor],
+        pages: Sequence[Tensor],
         write_index: Tensor,
         valid_length: Tensor,
         frame_tokens: Tensor,
     ) -> None:
-        self.codes, self.scales, self.centres = list(codes), list(scales), list(centres)
+        self.states = (list(codes), list(scales), list(centres), list(pages))
         self.write_index, self.valid_length, self.frame_tokens = write_index, valid_length, frame_tokens
         self._attributes = asdict(settings)
         self._attend = quantized_kv_cache_attention.torch_op()
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        output, self.codes[layer], self.scales[layer], self.centres[layer] = self._attend(
+        output, *updated = self._attend(
             *(tensor.to(torch.float16) for tensor in (query, key, value)),
-            self.codes[layer],
-            self.scales[layer],
-            self.centres[layer],
+            *(kind[layer] for kind in self.states),
             self.write_index,
             self.valid_length,
             self.frame_tokens,
             **self._attributes,
         )
+        for kind, tensor in zip(self.states, updated, strict=True):
+            kind[layer] = tensor
         return output.to(query.dtype)
 
     @property
     def tensors(self) -> list[Tensor]:
         """The ring in the order of the denoiser's table."""
-        return [*self.codes, *self.scales, *self.centres]
+        return [tensor for kind in self.states for tensor in kind]

@@ -182,16 +182,22 @@ _WRITE = f"""
     {_rotation("centred", "rotated")}
     {_codes("rotated", "fresh")}
     {_packed("fresh", "fresh_bytes")}
-    place = Expand (write_index, both)
-    codes_written = TensorScatter <axis = 2> (codes, fresh_bytes, place)
-    scales_written = TensorScatter <axis = 2> (scales, fresh_scales, place)
     length = Squeeze (rows)
     positions = Range (zero_index, length, one_index)
     is_valid = Less (positions, valid_length)
-    no_bias = Mul (one, zero)
 """
 
-_POOL = f"""
+_IN_ORDER: Final = """
+    place = Expand (write_index, both)
+    codes_same = TensorScatter <axis = 2> (codes, fresh_bytes, place)
+    scales_same = TensorScatter <axis = 2> (scales, fresh_scales, place)
+    pages_same = Identity (pages)
+    live_same = Identity (is_valid)
+    bias_same = Mul (one, zero)
+"""
+"""Without pruning a token's place is its row."""
+
+_TURNS: Final = """
     slots = Constant <value_int: int = @pool> ()
     sink = Constant <value_int: int = @sink> ()
     slots_row = Reshape (slots, one_row)
@@ -202,26 +208,15 @@ _POOL = f"""
     write_frame = Squeeze (write_row)
     valid_row = Div (valid_length, frame_tokens)
     frames = Squeeze (valid_row)
-
-    fresh_wide = Cast <to = 1> (fresh_scales)
-    fresh_factor = Unsqueeze (fresh_wide, last_axis)
-    fresh_values = Mul (fresh, fresh_factor)
-    fresh_leading = Shape <start = 0, end = 2> (fresh)
-    by_frame_shape = Concat <axis = 0> (fresh_leading, chunk_row, frame_tokens, dim)
-    by_frame = Reshape (fresh_values, by_frame_shape)
-    token_axis = Constant <value_ints = [3]> ()
-    frame_means = ReduceMean <keepdims = 0> (by_frame, token_axis)
-    {_codes("frame_means", "pooled")}
-    {_packed("pooled", "pooled_bytes")}
-    pool_first = Add (capacity, write_row)
-    pool_place = Expand (pool_first, both)
-    codes_pooled = TensorScatter <axis = 2> (codes_written, pooled_bytes, pool_place)
-    scales_pooled = TensorScatter <axis = 2> (scales_written, pooled_scales, pool_place)
+    after_write = Add (write_frame, chunk)
 
     slot = Range (zero_index, slots, one_index)
     is_held = Less (slot, frames)
+    before_write = Less (slot, write_frame)
+    after_chunk = GreaterOrEqual (slot, after_write)
+    is_past = Or (before_write, after_chunk)
+    is_own = Not (is_past)
     is_full = Equal (frames, slots)
-    after_write = Add (write_frame, chunk)
     oldest = Where (is_full, after_write, sink)
     turning = Sub (slots, sink)
     in_sink = Less (slot, sink)
@@ -239,11 +234,36 @@ _POOL = f"""
     earlier_raw = Where (earlier_in_sink, earlier_rank, earlier_slot)
     earlier = Max (earlier_raw, zero_index)
 
-    pool_codes = Slice (codes_pooled, capacity, rows, row_axis)
-    pool_scales = Slice (scales_pooled, capacity, rows, row_axis)
+    ring_pages = Div (capacity, frame_tokens)
+    page_count_row = Min (ring_pages, slots_row)
+    page_count = Squeeze (page_count_row)
+    has_page = GreaterOrEqual (pages, zero_index)
+    is_page = Less (pages, page_count)
+    is_later = Not (is_first)
+    page_in_ring = And (has_page, is_page)
+    held_before = And (is_held, is_past)
+    held_later = And (held_before, is_later)
+    is_live = And (held_later, page_in_ring)
+"""
+"""Frame slots and their ranks in time; which of them hold the tokens of a frame before the chunk."""
+
+_CHOICE: Final = f"""
+    fresh_wide = Cast <to = 1> (fresh_scales)
+    fresh_factor = Unsqueeze (fresh_wide, last_axis)
+    fresh_values = Mul (fresh, fresh_factor)
+    fresh_leading = Shape <start = 0, end = 2> (fresh)
+    by_frame_shape = Concat <axis = 0> (fresh_leading, chunk_row, frame_tokens, dim)
+    by_frame = Reshape (fresh_values, by_frame_shape)
+    token_axis = Constant <value_ints = [3]> ()
+    frame_means = ReduceMean <keepdims = 0> (by_frame, token_axis)
+    {_codes("frame_means", "pooled")}
+    {_packed("pooled", "pooled_bytes")}
+
+    pool_codes = Slice (codes, capacity, rows, row_axis)
+    pool_scales = Slice (scales, capacity, rows, row_axis)
     {_unpacked("pool_codes", "pool_numbers")}
     pool_scales_wide = Cast <to = 1> (pool_scales)
-    pool_scales_held = Where (is_held, pool_scales_wide, zero)
+    pool_scales_held = Where (held_before, pool_scales_wide, zero)
     pool_factor = Unsqueeze (pool_scales_held, last_axis)
     pool_values = Mul (pool_numbers, pool_factor)
     earlier_values = Gather <axis = 2> (pool_values, earlier)
@@ -302,31 +322,87 @@ _POOL = f"""
     is_newer = Greater (rank, rank_column)
     wins_tie = And (scores_equal, is_newer)
     is_better = Or (scores_higher, wins_tie)
-    better_old = And (is_better, is_old)
+    can_stay = And (is_old, is_live)
+    better_old = And (is_better, can_stay)
     better_number = Cast <to = 7> (better_old)
     better_count = ReduceSum <keepdims = 0> (better_number, last_axis)
     stays = Less (better_count, keep_count)
-    leaves = Not (stays)
-    is_pruned = And (is_old, leaves)
+    is_young = Not (is_old)
+    may_stay = Or (stays, is_young)
+    is_kept = And (is_live, may_stay)
+"""
+"""Which of the frames before the chunk stay live, and the pool rows of the chunk's own."""
 
-    in_ring = Less (positions, capacity)
-    row_frame = Div (positions, frame_tokens)
-    last_slot = Sub (slots, one_index)
-    row_slot = Min (row_frame, last_slot)
-    row_pruned = Gather (is_pruned, row_slot)
-    row_stays = Not (row_pruned)
-    ring_valid = And (in_ring, is_valid)
-    ring_live = And (ring_valid, row_stays)
-    pool_offset = Sub (positions, capacity)
-    pool_slot = Max (pool_offset, zero_index)
+_PAGES: Final = """
+    page = Range (zero_index, page_count, one_index)
+    pages_column = Unsqueeze (pages, last_axis)
+    kept_column = Unsqueeze (is_kept, last_axis)
+    own_column = Unsqueeze (is_own, last_axis)
+    is_its_page = Equal (pages_column, page)
+    keeps = And (is_its_page, kept_column)
+    keeps_number = Cast <to = 7> (keeps)
+    keepers = ReduceSum <keepdims = 0> (keeps_number, first_axis)
+    is_free = Equal (keepers, zero_index)
+    free_number = Cast <to = 7> (is_free)
+    free_counted = CumSum (free_number, zero_index)
+    free_turn = Sub (free_counted, one_index)
+    own_turn = Sub (slot, write_frame)
+    own_turn_column = Unsqueeze (own_turn, last_axis)
+    is_its_turn = Equal (own_turn_column, free_turn)
+    takes_free = And (is_its_turn, is_free)
+    takes = And (takes_free, own_column)
+    takes_number = Cast <to = 7> (takes)
+    takers = ReduceSum <keepdims = 0> (takes_number, first_axis)
+    page_after = Add (page, one_index)
+    taken_after = Mul (takes_number, page_after)
+    own_page_after = ReduceSum <keepdims = 0> (taken_after, last_axis)
+    own_page = Sub (own_page_after, one_index)
+    kept_page = Where (is_kept, pages, minus_one)
+    pages_paged = Where (is_own, own_page, kept_page)
+
+    row_page_any = Div (positions, frame_tokens)
+    last_page = Sub (page_count, one_index)
+    row_page = Min (row_page_any, last_page)
+    page_start = Mul (row_page, frame_tokens)
+    row_token = Sub (positions, page_start)
+    is_token = Less (row_token, frame_tokens)
+    page_own = Greater (takers, zero_index)
+    row_own = Gather (page_own, row_page)
+    is_own_row = And (row_own, is_token)
+    turn_of_page = Mul (free_turn, takers)
+    row_turn = Gather (turn_of_page, row_page)
+    turn_start = Mul (row_turn, frame_tokens)
+    token_source = Add (turn_start, row_token)
+    pool_slot_any = Sub (positions, capacity)
+    in_pool = GreaterOrEqual (pool_slot_any, zero_index)
+    pool_slot = Max (pool_slot_any, zero_index)
+    slot_own = Gather (is_own, pool_slot)
+    is_own_pool = And (in_pool, slot_own)
+    pool_turn = Sub (pool_slot, write_frame)
+    pool_source = Add (pool_turn, tokens)
+    fresh_source = Where (is_own_pool, pool_source, token_source)
+    is_fresh = Or (is_own_row, is_own_pool)
+    appended_source = Add (fresh_source, rows)
+    source = Where (is_fresh, appended_source, positions)
+    all_codes = Concat <axis = 2> (codes, fresh_bytes, pooled_bytes)
+    all_scales = Concat <axis = 2> (scales, fresh_scales, pooled_scales)
+    codes_pooled = Gather <axis = 2> (all_codes, source)
+    scales_pooled = Gather <axis = 2> (all_scales, source)
+
+    page_users = Add (keepers, takers)
+    page_live = Greater (page_users, zero_index)
+    row_live = Gather (page_live, row_page)
+    ring_live = And (row_live, is_token)
+    no_page = Less (pages_paged, zero_index)
+    is_pruned = And (no_page, is_held)
     slot_pruned = Gather (is_pruned, pool_slot)
-    in_pool = Not (in_ring)
     pool_live = And (in_pool, slot_pruned)
     live_pooled = Or (ring_live, pool_live)
     frame_number = Cast <to = 1> (frame_tokens)
     frame_bias = Log (frame_number)
     bias_pooled = Where (in_pool, frame_bias, zero)
 """
+"""Pages of the live frames, the lowest free ones for the chunk's; rows written there and in the pool; what is seen."""
 
 _ATTEND = f"""
     live = Identity (live_rows)
@@ -381,20 +457,17 @@ BODY: Final = f"""
 <domain: "rtgen", opset_import: ["" : 24]>
 QuantizedKVCacheAttention
     <bits: int = 4, pool: int = 0, sink: int = 0, keep: float = 1.0, recent: float = 0.25, head_dim: int = 128>
-    (query, key, value, codes, scales, centres, write_index, valid_length, frame_tokens)
-    => (output, codes_out, scales_out, centres_out)
+    (query, key, value, codes, scales, centres, pages, write_index, valid_length, frame_tokens)
+    => (output, codes_out, scales_out, centres_out, pages_out)
 {{{_CONSTANTS}
 {_WRITE}
     keep_all = Constant <value_float: float = @keep> ()
     prunes = Less (keep_all, one)
-    codes_out, scales_out, live_rows, row_bias = If (prunes) <
-        then_branch = pruned () => (codes_pooled, scales_pooled, live_pooled, bias_pooled) {{{_POOL}
+    codes_out, scales_out, pages_out, live_rows, row_bias = If (prunes) <
+        then_branch = pruned () => (codes_pooled, scales_pooled, pages_paged, live_pooled, bias_pooled) {{
+{_TURNS}{_CHOICE}{_PAGES}
         }},
-        else_branch = unpruned () => (codes_same, scales_same, live_same, bias_same) {{
-            codes_same = Identity (codes_written)
-            scales_same = Identity (scales_written)
-            live_same = Identity (is_valid)
-            bias_same = Identity (no_bias)
+        else_branch = unpruned () => (codes_same, scales_same, pages_same, live_same, bias_same) {{{_IN_ORDER}
         }}
     >
 {_ATTEND}

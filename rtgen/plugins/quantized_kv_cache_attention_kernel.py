@@ -139,7 +139,7 @@ def grid_blocks(
 
 
 class RingAttentionKernel:
-    """Launches the kernels in order: centre, quantize, pool, plan, attend, combine."""
+    """Launches the kernels in order: centre, plan, quantize, pool, attend, combine."""
 
     def sources(self, attributes: Attributes, compute_capability: str) -> tuple[KernelSource, ...]:
         """The steps, and another source where the GPU has one for attention."""
@@ -164,10 +164,10 @@ class RingAttentionKernel:
         """Enqueue the pass. The states are updated where the outputs lie, which is where the inputs lie."""
         launch = Launch(kernels, stream, inputs, outputs, workspace, attributes)
         launch.centre()
+        launch.plan()
         launch.quantize()
         if attributes["keep"] < 1:
             launch.pool()
-        launch.plan()
         launch.attend()
 
 
@@ -203,8 +203,9 @@ class Launch:
         self._padded = sizes.padded(self._attend)
         self._steps, self._attention = sources[0], sources[-1]
         self._query, self._key, self._value = (Pointer(tensor.address) for tensor in inputs[:3])
-        self._write, self._valid, self._frame = (Pointer(tensor.address) for tensor in inputs[6:9])
-        self._output, self._codes, self._scales, self._centres = (Pointer(tensor.address) for tensor in outputs)
+        self._write, self._valid, self._frame = (Pointer(tensor.address) for tensor in inputs[7:10])
+        states = (Pointer(tensor.address) for tensor in outputs)
+        self._output, self._codes, self._scales, self._centres, self._pages = states
         self._pool = int(attributes["pool"])
         scratch = Scratch.of(sizes, self._attend, self._pool, self._blocks)
         self._q_codes, self._q_scales, self._tiles, self._partial_o, self._partial_ml = (
@@ -224,25 +225,25 @@ class Launch:
         grid = (-(-self._padded // 32), sizes.heads, 3)
         self._step(
             "quantize", grid, 256,
-            self._query, self._key, self._value, self._centres, self._write,
+            self._query, self._key, self._value, self._centres, self._write, self._pages, self._frame,
             self._q_codes, self._q_scales, self._codes, self._scales,
-            sizes.heads, sizes.tokens, self._padded, sizes.rows,
+            sizes.heads, sizes.tokens, self._padded, sizes.rows, self._pool if self._attributes["keep"] < 1 else 0,
         )  # fmt: skip
 
     def pool(self) -> None:
         """The chunk's frames as pool rows."""
         sizes = self._sizes
-        pointers = (self._codes, self._scales, self._write, self._frame)
+        pointers = (self._codes, self._scales, self._pages, self._write, self._frame)
         self._step(
-            "pool", (self._pool, sizes.heads, 2), 512, *pointers, sizes.heads, sizes.tokens, sizes.rows, self._pool
+            "pool", (self._pool, sizes.heads, 2), 1024, *pointers, sizes.heads, sizes.tokens, sizes.rows, self._pool
         )
 
     def plan(self) -> None:
-        """Which rows are attended to, as tiles."""
+        """Which frames are pruned, where the chunk's go, and which rows are attended to, as tiles."""
         sizes, attributes = self._sizes, self._attributes
         self._step(
             "plan", (1,), 1024,
-            self._codes, self._scales, self._write, self._valid, self._frame, self._tiles,
+            self._codes, self._scales, self._pages, self._write, self._valid, self._frame, self._tiles,
             sizes.heads, sizes.tokens, sizes.rows, self._pool,
             int(attributes["sink"]), float(attributes["keep"]), float(attributes["recent"]),
         )  # fmt: skip

@@ -23,7 +23,7 @@ RECENCY_WEIGHT = 0.8
 
 @dataclass(frozen=True)
 class Prune:
-    """Soft prune, in latent frames; ``window`` is also the number of pool rows."""
+    """Soft prune, in latent frames; ``window`` is also the number of pool rows, and of entries of ``pages``."""
 
     window: int
     sink: int
@@ -32,8 +32,12 @@ class Prune:
 
     @property
     def is_active(self) -> bool:
-        """Whether anything is ever pruned."""
+        """Whether anything is ever pruned. If not, the ring has no pages: a token's place is its row."""
         return self.keep < 1
+
+    def pages(self, rows: int, frame_tokens: int) -> int:
+        """Of a ring of so many rows; more than there are frames are not used."""
+        return min((rows - self.window) // frame_tokens, self.window)
 
 
 @dataclass(frozen=True)
@@ -119,35 +123,80 @@ def attend(
     codes: Tensor,
     scales: Tensor,
     centres: Tensor,
+    pages: Tensor,
     progress: Progress,
     bits: int,
     prune: Prune,
 ) -> Tensor:
     """Write the chunk into the states, in place, and attend. Shapes as in the operator; [1, H, T, D] like ``query``."""
+    enter_chunk(key, value, codes, scales, centres, pages, progress, bits, prune)
+    rows, bias = live_rows(pages, codes.shape[2], progress, prune)
+    return attend_rows(query, codes, scales, centres, rows.to(codes.device), bias.to(codes.device), bits)
+
+
+def enter_chunk(
+    key: Tensor,
+    value: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    centres: Tensor,
+    pages: Tensor,
+    progress: Progress,
+    bits: int,
+    prune: Prune,
+) -> None:
+    """All that comes before the attention: centres, the choice of frames and their pages, codes, pool."""
     if progress.is_first:
         centres.copy_(torch.stack([key[0], value[0]]).float().mean(dim=2))
-    write_chunk(key, value, codes, scales, centres, progress, bits)
     if prune.is_active:
-        refresh_pool(codes, scales, progress, bits, prune.window)
-    rows, bias = live_rows(codes, scales, progress, bits, prune)
-    return attend_rows(query, codes, scales, centres, rows, bias, bits)
+        assign_pages(codes, scales, pages, progress, bits, prune)
+    rows = chunk_rows(pages, progress, prune).to(codes.device)
+    write_chunk(key, value, codes, scales, centres, rows, bits)
+    if prune.is_active:
+        refresh_pool(codes, scales, rows, progress, bits, prune.window)
+
+
+def assign_pages(codes: Tensor, scales: Tensor, pages: Tensor, progress: Progress, bits: int, prune: Prune) -> None:
+    """Take the pages of frames that are pruned now and give free ones to the chunk's, in place.
+
+    What a page holds of the chunk itself is of no account, so every pass of a chunk comes to the same end. Raises
+    ValueError for a ring of too few pages.
+    """
+    count = prune.pages(codes.shape[2], progress.frame_tokens)
+    own = range(progress.write_frame, progress.write_frame + progress.chunk)
+    before = [] if progress.is_first else pages[: progress.frames].tolist()
+    held = {slot: page for slot, page in enumerate(before) if slot not in own and 0 <= page < count}
+    for slot in newly_pruned(codes, scales, set(held), progress, bits, prune):
+        del held[slot]
+    free = [page for page in range(count) if page not in held.values()]
+    if len(free) < len(own):
+        raise ValueError(f"of {count} pages {len(free)} are free for {len(own)} frames")
+    held |= zip(own, free, strict=False)
+    pages.fill_(-1)
+    for slot, page in held.items():
+        pages[slot] = page
+
+
+def chunk_rows(pages: Tensor, progress: Progress, prune: Prune) -> Tensor:
+    """Where the chunk's tokens lie, int64 [T]."""
+    if not prune.is_active:
+        return progress.write_index + torch.arange(progress.tokens)
+    own = range(progress.write_frame, progress.write_frame + progress.chunk)
+    return _rows_of([int(pages[slot]) for slot in own], progress.frame_tokens)
 
 
 def write_chunk(
-    key: Tensor, value: Tensor, codes: Tensor, scales: Tensor, centres: Tensor, progress: Progress, bits: int
+    key: Tensor, value: Tensor, codes: Tensor, scales: Tensor, centres: Tensor, rows: Tensor, bits: int
 ) -> None:
-    """Rotate and quantize the chunk's keys and values into their places in the ring."""
+    """Rotate and quantize the chunk's keys and values into their rows of the ring."""
     rotated = rotate(torch.stack([key[0], value[0]]).float() - centres.float().unsqueeze(2))
     fresh, fresh_scales = quantize(rotated, bits)
-    place = slice(progress.write_index, progress.write_index + progress.tokens)
-    codes[:, :, place], scales[:, :, place] = pack(fresh, bits), fresh_scales
+    codes[:, :, rows], scales[:, :, rows] = pack(fresh, bits), fresh_scales
 
 
-def refresh_pool(codes: Tensor, scales: Tensor, progress: Progress, bits: int, window: int) -> None:
-    """Make the pool rows of the chunk's frames the means of their tokens."""
-    start = progress.write_index
-    place = slice(start, start + progress.tokens)
-    tokens = unpack(codes[:, :, place], bits).float() * scales[:, :, place].float().unsqueeze(-1)
+def refresh_pool(codes: Tensor, scales: Tensor, rows: Tensor, progress: Progress, bits: int, window: int) -> None:
+    """Make the pool rows of the chunk's frames, whose tokens lie in ``rows``, the means of their tokens."""
+    tokens = unpack(codes[:, :, rows], bits).float() * scales[:, :, rows].float().unsqueeze(-1)
     means = tokens.reshape(*tokens.shape[:2], progress.chunk, progress.frame_tokens, -1).mean(dim=3)
     first = codes.shape[2] - window + progress.write_frame
     fresh, fresh_scales = quantize(means, bits)
@@ -155,24 +204,24 @@ def refresh_pool(codes: Tensor, scales: Tensor, progress: Progress, bits: int, w
     scales[:, :, first : first + progress.chunk] = fresh_scales
 
 
-def live_rows(codes: Tensor, scales: Tensor, progress: Progress, bits: int, prune: Prune) -> tuple[Tensor, Tensor]:
-    """The rows that are attended to, int64 [N], and what is added to their logits, float32 [N] (natural logarithm)."""
+def live_rows(pages: Tensor, length: int, progress: Progress, prune: Prune) -> tuple[Tensor, Tensor]:
+    """The rows that are attended to, int64 [N], of a ring of ``length`` rows that the chunk has entered, and what is
+    added to their logits, float32 [N] (natural logarithm)."""
     if not prune.is_active:
-        rows = torch.arange(progress.valid_length, device=codes.device)
-        return rows, torch.zeros(len(rows), device=codes.device)
-    pruned = pruned_slots(codes, scales, progress, bits, prune)
-    slots = range(progress.frames)
-    live = [slot for slot in slots if slot not in pruned]
-    tokens = [torch.arange(progress.frame_tokens) + slot * progress.frame_tokens for slot in live]
-    pool = codes.shape[2] - prune.window + torch.tensor(sorted(pruned), dtype=torch.int64)
-    rows = torch.cat([*tokens, pool]).to(codes.device)
-    bias = torch.zeros(len(rows), device=codes.device)
-    bias[len(rows) - len(pruned) :] = math.log(progress.frame_tokens)
+        return torch.arange(progress.valid_length), torch.zeros(progress.valid_length)
+    held = pages[: progress.frames].tolist()
+    pruned = [slot for slot, page in enumerate(held) if page < 0]
+    tokens = _rows_of([page for page in held if page >= 0], progress.frame_tokens)
+    rows = torch.cat([tokens, length - prune.window + torch.tensor(pruned, dtype=torch.int64)])
+    bias = torch.zeros(len(rows))
+    bias[len(tokens) :] = math.log(progress.frame_tokens)
     return rows, bias
 
 
-def pruned_slots(codes: Tensor, scales: Tensor, progress: Progress, bits: int, prune: Prune) -> set[int]:
-    """The frame slots whose pool row stands for them."""
+def newly_pruned(
+    codes: Tensor, scales: Tensor, live: set[int], progress: Progress, bits: int, prune: Prune
+) -> set[int]:
+    """The frame slots of ``live``, those that hold their tokens, which a pool row is to stand for from now on."""
     order, frames = slots_by_time(progress, prune), progress.frames
     # The margin, since .1 of 10 frames is a little more than one in float32.
     recent = max(progress.chunk, math.ceil(_float32(prune.recent) * frames - 1e-4))
@@ -189,7 +238,8 @@ def pruned_slots(codes: Tensor, scales: Tensor, progress: Progress, bits: int, p
     change = torch.cat([torch.ones_like(power[:1]), torch.where(both > 0, steps / both, 0.0)])
     recency = torch.arange(count, device=codes.device) / count
     score = (CHANGE_WEIGHT * change[first : first + count] + RECENCY_WEIGHT * recency).tolist()
-    best = sorted(range(count), key=lambda rank: (score[rank], rank), reverse=True)
+    candidates = [rank for rank in range(count) if order[first + rank] in live]
+    best = sorted(candidates, key=lambda rank: (score[rank], rank), reverse=True)
     return {order[first + rank] for rank in best[keep:]}
 
 
@@ -213,6 +263,11 @@ def attend_rows(
     values = (row_codes[1] * row_scales[1]).half().float()
     mixed = rotate(logits.softmax(dim=-1) @ values)  # the Hadamard matrix is its own inverse
     return (mixed + centres[1].float().unsqueeze(1)).to(query.dtype).unsqueeze(0)
+
+
+def _rows_of(pages: list[int], frame_tokens: int) -> Tensor:
+    """int64, of all tokens of some pages."""
+    return (torch.tensor(pages, dtype=torch.int64)[:, None] * frame_tokens + torch.arange(frame_tokens)).flatten()
 
 
 def _float32(value: float) -> float:

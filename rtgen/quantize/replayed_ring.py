@@ -74,7 +74,7 @@ class RingOfFloats:
 
 
 class CodedAttention:
-    """A :class:`ReplayedAttention` over codes, scales and centres of a layer; each pass begins with the same ones."""
+    """A :class:`ReplayedAttention` over codes, scales, centres and pages of a layer; each pass begins with the same."""
 
     def __init__(self, settings: CodedRingSettings, ring: tuple[Tensor, ...], place: tuple[Tensor, ...]) -> None:
         """``place``: write index, valid length and tokens of a latent frame, [1] int64."""
@@ -82,11 +82,12 @@ class CodedAttention:
         self.own: tuple[Tensor, ...] = ()
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        codes, scales, centres = self._ring
+        codes, scales, centres, pages = self._ring
         write_index, valid_length, frame_tokens = self._place
         outputs = []
         for one in range(len(query)):
-            ring = CodedKVRing(self._settings, [codes], [scales], [centres], write_index, valid_length, frame_tokens)
+            states = [codes], [scales], [centres], [pages]
+            ring = CodedKVRing(self._settings, *states, write_index, valid_length, frame_tokens)
             outputs.append(ring(0, *(tensor[one : one + 1] for tensor in (query, key, value))))
         self.own = tuple(ring.tensors)
         return torch.cat(outputs)
@@ -113,15 +114,16 @@ class RingOfCodes:
 
 def empty_ring(
     config: ModelConfig, ring: KVCacheFormat, sizes: Mapping[str, int], device: Device
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Codes, scales and centres of all layers, zeros."""
-    dtypes = {"int8": torch.int8, "float16": torch.float16}
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    """Codes, scales, centres and pages of all layers, zeros."""
+    dtypes = {"int8": torch.int8, "float16": torch.float16, "int64": torch.int64}
     tensors = [
         torch.zeros(resolve_shape(entry.shape, sizes), dtype=dtypes[entry.dtype], device=device.name)
         for entry in ring_tensors(config, "float16", ring)
     ]
     layers = config.denoiser.layers
-    return tensors[:layers], tensors[layers : 2 * layers], tensors[2 * layers :]
+    codes, scales, centres, pages = (tensors[kind * layers : (kind + 1) * layers] for kind in range(4))
+    return codes, scales, centres, pages
 
 
 def visible_chunks(layout: RingLayout, chunk: int) -> tuple[int, ...]:

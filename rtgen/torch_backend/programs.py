@@ -115,10 +115,10 @@ class DenoiserProgram:
     def _ring(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, int], tokens: int) -> Attend:
         states = [tensors[name] for name in self._states]
         if self._coded is not None:
-            layers = len(states) // 3
-            codes, scales, centres = (states[start : start + layers] for start in (0, layers, 2 * layers))
+            layers = len(states) // 4
+            codes, scales, centres, pages = (states[kind * layers : (kind + 1) * layers] for kind in range(4))
             places = tensors["write_index"], tensors["valid_length"], tensors["frame_tokens"]
-            return InPlaceCodedRing(self._coded, codes, scales, centres, places)
+            return InPlaceCodedRing(self._coded, codes, scales, centres, pages, places)
         start, valid = numbers["write_index"], numbers["valid_length"]
         if not 0 <= start <= start + tokens <= valid <= states[0].shape[2]:
             raise ValueError(f"the chunk [{start}, {start + tokens}) does not fit the ring or its valid length {valid}")

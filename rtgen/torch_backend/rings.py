@@ -49,14 +49,15 @@ class InPlaceCodedRing:
         codes: Sequence[Tensor],
         scales: Sequence[Tensor],
         centres: Sequence[Tensor],
+        pages: Sequence[Tensor],
         numbers: tuple[Tensor, Tensor, Tensor],
     ) -> None:
         """``numbers``: write index, valid length and tokens of a latent frame, [1] int64 each."""
         self._attend: Callable[..., Tensor] = partial(attend_in_place, **asdict(settings))
-        self._states, self._numbers = (codes, scales, centres), numbers
+        self._states, self._numbers = (codes, scales, centres, pages), numbers
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        codes, scales, centres = (tensors[layer] for tensors in self._states)
+        codes, scales, centres, pages = (tensors[layer] for tensors in self._states)
         halves = (tensor.to(torch.float16).contiguous() for tensor in (query, key, value))
-        output = self._attend(*halves, codes, scales, centres, *self._numbers)
+        output = self._attend(*halves, codes, scales, centres, pages, *self._numbers)
         return output.to(query.dtype)

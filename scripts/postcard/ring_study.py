@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rtgen.config.kv_cache import most_live
 from rtgen.config.locate import bundled_directory
 from rtgen.config.model import ModelConfig
 from rtgen.fidelity.attributes import Classifier, read_evaluation
@@ -36,6 +37,8 @@ from scripts.postcard.training import postcard_config
 STREAMS = 4
 """Of evaluation prompts at once."""
 
+States = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Of one ring of codes and one layer: codes, scales, centres, pages."""
 Ring = Callable[[BatchStream], WindowRing]
 """Makes the ring that a stream is to use, for the stream's own batch and sizes."""
 
@@ -75,13 +78,15 @@ class CodedRing(WindowRing):
         device = stream.parts.device
         self._states = [[self._empty(config, device) for _ in range(batch)] for _ in range(config.denoiser.layers)]
 
-    def _empty(self, config: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        heads, width = config.denoiser.heads, config.denoiser.head_dim
-        rows = config.cache.window * self.frame_tokens + self._prune.window
+    def _empty(self, config: ModelConfig, device: torch.device) -> States:
+        heads, width, cache = config.denoiser.heads, config.denoiser.head_dim, config.cache
+        frames = most_live(cache.window, cache.sink, cache.chunk, self._prune.keep, self._prune.recent)
+        rows = frames * self.frame_tokens + self._prune.window
         return (
             torch.zeros(2, heads, rows, width * self._bits // 8, dtype=torch.int8, device=device),
             torch.zeros(2, heads, rows, dtype=torch.float16, device=device),
             torch.zeros(2, heads, width, dtype=torch.float16, device=device),
+            torch.zeros(max(self._prune.window, 1), dtype=torch.int64),
         )
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -98,27 +103,28 @@ class CodedRing(WindowRing):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        states: tuple[Tensor, Tensor, Tensor],
+        states: States,
         progress: reference.Progress,
     ) -> Tensor:
         if self._centred and not self._chunk_bits:
             return reference.attend(query, key, value, *states, progress, self._bits, self._prune)
-        codes, scales, centres = states
+        codes, scales, centres, pages = states
         if self._centred and progress.is_first:
             centres.copy_(torch.stack([key[0], value[0]]).float().mean(dim=2))
-        reference.write_chunk(key, value, *states, progress, self._bits)
-        rows, bias = reference.live_rows(codes, scales, progress, self._bits, self._prune)
+        written = reference.chunk_rows(pages, progress, self._prune)
+        reference.write_chunk(key, value, codes, scales, centres, written, self._bits)
+        rows, bias = reference.live_rows(pages, codes.shape[2], progress, self._prune)
         if not self._chunk_bits:
-            return reference.attend_rows(query, *states, rows, bias, self._bits)
+            return reference.attend_rows(query, codes, scales, centres, rows, bias, self._bits)
         numbers = reference.unpack(codes[:, :, rows], self._bits).float() * scales[:, :, rows].float().unsqueeze(-1)
         own = (rows >= progress.write_index) & (rows < progress.write_index + progress.tokens)
         numbers[:, :, own] = self._fine(key, value, states, rows[own])
         kept = reference.rotate(numbers) + centres.float().unsqueeze(2)
         return F.scaled_dot_product_attention(query.float(), kept[:1], kept[1:])
 
-    def _fine(self, key: Tensor, value: Tensor, states: tuple[Tensor, Tensor, Tensor], rows: Tensor) -> Tensor:
+    def _fine(self, key: Tensor, value: Tensor, states: States, rows: Tensor) -> Tensor:
         """The pass's own keys and values, centred and rotated, in finer steps."""
-        _, scales, centres = states
+        _, scales, centres, _ = states
         rotated = reference.rotate(torch.stack([key[0], value[0]]).float() - centres.float().unsqueeze(2))
         if self._chunk_bits == 16:
             return rotated

@@ -95,6 +95,15 @@ def relative(found, expected):
     return (found.float() - expected.float()).norm() / expected.float().norm()
 
 
+def seen_rows(pages, valid, rows):
+    """Of frames of six tokens: those in pages, and the pool's; where nothing is pruned the valid ones."""
+    if len(pages) == 1:
+        return list(range(valid))
+    frames = valid // 6
+    held = [int(page) * 6 + token for page in pages[:frames] if page >= 0 for token in range(6)]
+    return [*held, *range(rows - len(pages), rows - len(pages) + frames)]
+
+
 def stream(session, model, size, contexts):
     """Latents past the window, with a change of prompt, which fills the ring again."""
     sizes = {"rows": size[0] // 16, "columns": size[1] // 16}
@@ -131,16 +140,14 @@ def test_every_pass_of_a_stream_is_that_of_the_torch_modules(tiny_models, built,
         for tensor, (found, expected) in tensors.items():
             kind = tensor.removesuffix("_out").rstrip("_01")
             if kind in ("kv_codes", "kv_scales"):
-                seen = [
-                    *range(valid),
-                    *range(54, 54 + (found.shape[2] - 54) * valid // 54),
-                ]  # and the pool's rows of it
+                seen = seen_rows(tensors[f"kv_pages_{tensor.split('_')[2]}_out"][1], valid, found.shape[2])
                 found, expected = found[:, :, seen], expected[:, :, seen]
             # A number at the edge between two codes may fall on either side.
-            error = (found != expected).float().mean() if kind == "kv_codes" else relative(found, expected)
+            is_whole = kind in ("kv_codes", "kv_pages")
+            error = (found != expected).float().mean() if is_whole else relative(found, expected)
             worst[kind] = max(worst.get(kind, 0.0), float(error))
     limits = {"denoised": 0.01, "noise_estimate": 0.01, "change": 0.01}
-    limits |= {"kv_codes": 0.02, "kv_scales": 0.02, "kv_centres": 0.001}
+    limits |= {"kv_codes": 0.02, "kv_scales": 0.02, "kv_centres": 0.001, "kv_pages": 1e-9}
     assert worst.keys() == limits.keys()
     assert all(worst[kind] < limit for kind, limit in limits.items()), worst
 
@@ -185,7 +192,7 @@ def test_a_fixed_ring_gives_the_same_frames_whatever_it_held_before(built, monke
         for state in session.component.states:
             tensor = next(tensor for tensor in session.component.inputs if tensor.name == state.input)
             if tensor.name.startswith("kv_"):
-                value = 119 if tensor.dtype == "int8" else np.nan
+                value = {"int8": 119, "int64": 3}.get(tensor.dtype, np.nan)
                 session.write(tensor.name, np.full(resolve_shape(tensor.shape, sizes), value, tensor.dtype))
 
     with Pipeline.open(built[name, "fixed"].package) as pipeline:
@@ -198,8 +205,8 @@ def test_a_fixed_ring_gives_the_same_frames_whatever_it_held_before(built, monke
 def test_the_tables_and_the_memory_plan_count_codes_scales_and_centres(built):
     layers, heads, width = 2, 2, 32
     for (name, kind), outcome in built.items():
-        tokens, pool = 9 * 3 * 5, 9 if name == "pruned" else 0
-        rows = tokens + pool
+        frames, pool = (6, 9) if name == "pruned" else (9, 0)  # the chunk, the sink; nine pooled
+        rows = frames * 3 * 5 + pool
         sizes = {} if kind == "fixed" else {"rows": 3, "columns": 5}
         entry = outcome.manifest.components["denoiser"]
         shapes = {t.name[:-2]: (t.dtype, resolve_shape(t.shape, sizes)) for t in entry.inputs if t.name[:3] == "kv_"}
@@ -207,9 +214,10 @@ def test_the_tables_and_the_memory_plan_count_codes_scales_and_centres(built):
             "kv_codes": ("int8", (2, heads, rows, width // 2)),
             "kv_scales": ("float16", (2, heads, rows)),
             "kv_centres": ("float16", (2, heads, width)),
+            "kv_pages": ("int64", (pool or 1,)),
         }
-        bytes_of_a_row = width // 2 + 2
-        assert outcome.manifest.memory_plan.kv_ring == 2 * layers * heads * (rows * bytes_of_a_row + 2 * width)
+        layer = 2 * heads * (rows * (width // 2 + 2) + 2 * width) + 8 * (pool or 1)
+        assert outcome.manifest.memory_plan.kv_ring == layers * layer
         assert outcome.manifest.kv_bits == 4
         assert all(state.update == "in_place" for state in entry.states)
 
@@ -229,7 +237,7 @@ def test_a_package_agrees_with_its_graphs(tiny, built):
     )
     assert report.passed, report.rows
     layers = {row.tensor for row in report.rows if row.tensor.startswith("kv_")}
-    assert layers == {f"kv_{kind}_{layer}_out" for kind in ("values", "centres") for layer in (0, 1)}
+    assert layers == {f"kv_{kind}_{layer}_out" for kind in ("values", "centres", "pages") for layer in (0, 1)}
 
 
 @pytest.mark.parametrize("bits", [4, 8])

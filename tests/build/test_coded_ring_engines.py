@@ -25,15 +25,26 @@ pytestmark = [
     pytest.mark.skipif(trt.installed_version("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"),
 ]
 NAME, LAYERS = "QuantizedKVCacheAttention", 6
+RECIPE = """
+name = "pruned"
+title = "FP16, half of the frames pruned"
+precision = "float16"
+compilers = ["tensorrt_rtx"]
+compute_capabilities = ["8.9"]
+
+[kv_cache]
+bits = 4
+keep = 0.5
+"""
 
 
 class Prepared:
     """The graph that the compiler is given for a ring of ``bits``."""
 
-    def __init__(self, folder, bits):
+    def __init__(self, folder, bits, recipe="fp16"):
         folder.mkdir()
         self.folder, self.bits = folder, bits
-        request = BuildRequest("rtx4080-laptop", recipe="fp16", sizes=((128, 128),), store=folder, kv_bits=bits)
+        request = BuildRequest("rtx4080-laptop", recipe=recipe, sizes=((128, 128),), store=folder, kv_bits=bits)
         self.plan = plan_build(request)
         table = export_one(self.plan, "denoiser", folder)
         model = run_passes(ir.load(folder / table.file), compiler_passes(self.plan, "denoiser", table))
@@ -56,6 +67,21 @@ class Prepared:
 def prepared(tmp_path_factory):
     root = tmp_path_factory.mktemp("coded")
     return [Prepared(root / str(bits), bits) for bits in (4, 8)]
+
+
+def test_a_ring_of_pages_is_smaller_and_updated_in_place(tmp_path, monkeypatch):
+    """Six of twelve frames; the table of pages is a state beside the others."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "pruned.toml").write_text(RECIPE, encoding="utf-8")
+    monkeypatch.setenv("RTGEN_CONFIGS", str(tmp_path))
+    pruned = Prepared(tmp_path / "pruned", 4, "pruned")
+    assert pruned.plan.model.cache.window == 12 and pruned.plan.fixed_ring == 6 * 64 + 12
+    result = pruned.build("8.9")
+    assert result.plugins == {NAME: LAYERS} and NAME.encode() in result.path.read_bytes()
+    attributes = {**PLUGINS[NAME].attributes, "keep": 0.5, "pool": 12, "head_dim": 64}
+    chunk = (1, 6, 3 * 64, 64)
+    scratch = PLUGINS[NAME].kernel.workspace([chunk, chunk, chunk, (2, 6, 6 * 64 + 12, 32)], attributes, "8.9")
+    assert result.activation_bytes >= scratch
 
 
 def test_one_set_of_kernels_serves_all_layers(prepared):

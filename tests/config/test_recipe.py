@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from rtgen.config.kv_cache import kv_cache_of, pool_rows, with_kv_bits
+from rtgen.config.kv_cache import kv_cache_of, most_live, pool_rows, ring_frames, with_kv_bits
 from rtgen.config.load import can_run, list_gpus, list_recipes, load_gpu, load_model, load_recipe
 from rtgen.config.recipe import KVCacheFormat, Quantization, RecipeConfig
 
@@ -84,8 +84,19 @@ def test_the_ring_is_the_recipes_unless_the_user_or_the_model_says_otherwise() -
         assert coded.kv_cache.bits == 8 and kv_cache_of(keeping, coded).keep == 0.5
         assert pool_rows(keeping, kv_cache_of(keeping, coded)) == model.cache.window
         assert pool_rows(model, coded.kv_cache) == 0
+        assert (
+            ring_frames(model, coded.kv_cache) == model.cache.window > ring_frames(keeping, kv_cache_of(keeping, coded))
+        )
         plain = with_kv_bits(coded, 16)
         assert not plain.kv_cache.is_coded and kv_cache_of(keeping, plain).keep == 1.0
+
+
+def test_a_pruned_ring_has_memory_for_its_share_and_for_what_is_never_pruned() -> None:
+    assert most_live(21, 0, 3, keep=0.5, recent=0.25) == 10  # 10.5, to even
+    assert most_live(21, 6, 3, keep=0.5, recent=0.25) == 12  # the sink and ceil(5.25)
+    assert most_live(21, 0, 3, keep=0.1, recent=0.0) == 3  # the chunk
+    assert most_live(20, 0, 1, keep=0.1, recent=0.1) == 2  # 0.1 of 20 is a little more in float32
+    assert most_live(6, 3, 3, keep=0.5, recent=0.25) == most_live(6, 0, 2, keep=1.0, recent=0.25) == 6
 
 
 def test_every_shipped_recipe_runs_on_a_shipped_gpu_and_every_capability_it_names_is_one() -> None:

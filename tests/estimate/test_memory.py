@@ -1,6 +1,7 @@
 """The estimated terms against the memory plan that a build makes of the real tensor tables."""
 
 import tomllib
+from dataclasses import replace
 
 import pytest
 
@@ -62,6 +63,15 @@ def test_the_ring_of_the_480p_model_is_as_large_as_planned() -> None:
 
     assert [round(ring(16, window), 2) for window in (21, 12)] == [5.62, 3.21]
     assert 1.4 < ring(4, 21) < 1.6 < ring(8, 21) < ring(16, 21)
+
+
+def test_half_of_the_frames_pruned_leave_less_than_half_of_the_ring() -> None:
+    """Pages, pool, scales, centres and tables: at least 5.5 times less than 16 bits."""
+    whole = setting("h200", "wan2.1-1.3b-self-forcing", kv_bits=4, window=21)
+    pruning = whole.recipe.model_copy(update={"kv_cache": KVCacheFormat(bits=4, keep=0.5)})
+    rings = [predict(asked, load_efficiencies()).memory.kv_ring for asked in (whole, replace(whole, recipe=pruning))]
+    tokens = 21 * 30 * 52
+    assert rings[1] < 0.48 * rings[0] and 2 * 30 * 12 * 128 * 2 * tokens / rings[1] > 8 > 5.5
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ CASES = [
     (12, 128, 60, (21, 3, 3), 4, 0.5),
     (3, 128, 137, (8, 2, 2), 8, 0.5),
     (2, 64, 33, (32, 0, 1), 8, 0.3),
+    (3, 128, 66, (9, 3, 3), 4, 0.97),
     (2, 128, 1560, (21, 3, 3), 4, 0.5),
 ]
 
@@ -51,8 +52,7 @@ def poison_allocator():
 def run_kernels(ring, chunk, numbers):
     """The plugin with an output and scratch memory full of NaN."""
     poison_allocator()
-    output = torch.full_like(chunk[0], torch.nan)
-    states = (ring.codes, ring.scales, ring.centres)
+    output, states = torch.full_like(chunk[0], torch.nan), ring.states
     attributes = {**PLUGIN.attributes, **ring.attributes, "head_dim": ring.head_dim}
     launch_on_torch(PLUGIN, (*chunk, *states, *numbers), (output, *states), attributes)
     torch.cuda.synchronize()
@@ -61,9 +61,8 @@ def run_kernels(ring, chunk, numbers):
 
 def expected_output(ring, query, index):
     """By the reference, from the states as they are."""
-    states, bits = (ring.codes, ring.scales, ring.centres), int(ring.attributes["bits"])
-    rows, bias = reference.live_rows(ring.codes, ring.scales, ring.progress(index), bits, ring.prune())
-    return reference.attend_rows(query, *states, rows, bias, bits)
+    rows, bias = reference.live_rows(ring.pages, ring.codes.shape[2], ring.progress(index), ring.prune())
+    return reference.attend_rows(query, *ring.states[:3], rows.cuda(), bias.cuda(), int(ring.attributes["bits"]))
 
 
 def relative_error(found, expected):
@@ -79,20 +78,24 @@ def check_output(ring, chunk, output, index):
 
 
 def check_states(ring, before, chunk, index):
-    """What was written is what the reference writes, and nothing else changed."""
+    """What was written is what the reference writes, and where it does, and nothing else changed."""
     bits, progress, prune = int(ring.attributes["bits"]), ring.progress(index), ring.prune()
-    codes, scales, centres = before
+    codes, scales, centres, pages = before
     if progress.is_first:
         means = torch.stack([chunk[1][0], chunk[2][0]]).float().mean(dim=2)
         assert ((ring.centres.float() - means).abs() <= means.abs() * 2**-10 + 1e-6).all()
         centres = ring.centres.clone()
     assert torch.equal(ring.centres, centres)
-    reference.write_chunk(chunk[1], chunk[2], codes, scales, centres, progress, bits)
-    touched = torch.zeros(codes.shape[2], dtype=torch.bool, device="cuda")
-    touched[ring.written(index)] = True
     if prune.is_active:
-        reference.refresh_pool(codes, scales, progress, bits, prune.window)
-        first = len(ring) - prune.window + progress.write_frame
+        reference.assign_pages(codes, scales, pages, progress, bits, prune)
+    assert torch.equal(ring.pages, pages)
+    rows = reference.chunk_rows(pages, progress, prune).cuda()
+    reference.write_chunk(chunk[1], chunk[2], codes, scales, centres, rows, bits)
+    touched = torch.zeros(codes.shape[2], dtype=torch.bool, device="cuda")
+    touched[rows] = True
+    if prune.is_active:
+        reference.refresh_pool(codes, scales, rows, progress, bits, prune.window)
+        first = codes.shape[2] - prune.window + progress.write_frame
         touched[first : first + progress.chunk] = True
     assert torch.equal(ring.codes[:, :, ~touched], codes[:, :, ~touched])
     assert torch.equal(ring.scales[:, :, ~touched].view(torch.int16), scales[:, :, ~touched].view(torch.int16))
@@ -107,26 +110,51 @@ def check_states(ring, before, chunk, index):
 def test_streams_that_wrap_and_start_again(case):
     ring = ring_of(*case)
     ring.poison()
-    turn = ring.layout.window // ring.layout.chunk
-    for index in [*range(min(turn + 3, 10)), 0, 1][: 5 if ring.frame_tokens > 1000 else None]:
-        chunk, before = ring.chunk(), (ring.codes.clone(), ring.scales.clone(), ring.centres.clone())
+    turn, passes = ring.layout.window // ring.layout.chunk, 2 if ring.prune().is_active else 1
+    indices = [index for index in (*range(turn + 3), 0, 1) for _ in range(passes)]
+    for index in indices[: 5 if ring.frame_tokens > 1000 else None]:
+        chunk, before = ring.chunk(), [state.clone() for state in ring.states]
         output = run_kernels(ring, chunk, ring.numbers(index))
         check_states(ring, before, chunk, index)
         check_output(ring, chunk, output, index)
 
 
-@pytest.mark.parametrize("case", [CASES[8], CASES[14]], ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if case[5] < 1 and case[2] < 100], ids=str)
+def test_a_ring_that_is_longer_than_its_frames_need(case):
+    """A package's greatest size decides its length; smaller frames have pages to spare, and a change fills it anew."""
+    ring = ring_of(*case)
+    extra = 3 * ring.frame_tokens + 1
+    ring.codes = torch.zeros(*ring.codes.shape[:2], len(ring) + extra, ring.codes.shape[3], dtype=torch.int8)
+    ring.scales = torch.zeros(*ring.scales.shape[:2], len(ring) + extra, dtype=torch.float16)
+    ring.poison()
+    for index in [*range(ring.layout.window // ring.layout.chunk + 2), 0, 1]:
+        chunk, before = ring.chunk(), [state.clone() for state in ring.states]
+        output = run_kernels(ring, chunk, ring.numbers(index))
+        check_states(ring, before, chunk, index)
+        check_output(ring, chunk, output, index)
+
+
+def test_nothing_is_written_outside_a_ring_of_too_few_pages():
+    """The processor refuses it; kernels leave out what has no page."""
+    ring = ring_of(2, 64, 9, (8, 0, 2), 4, 0.5)
+    shorter = [state[:, :, 18:].contiguous() for state in ring.states[:2]]  # two pages of four
+    guarded = [torch.full((state.numel() + 4096,), 77, dtype=state.dtype, device="cuda") for state in shorter]
+    for index in range(6):
+        states = [whole[2048:-2048].view(state.shape) for whole, state in zip(guarded, shorter, strict=True)]
+        attend_in_place(*ring.chunk(), *states, *ring.states[2:], *ring.numbers(index), **ring.attributes)
+    torch.cuda.synchronize()
+    assert all((whole[:2048] == 77).all() and (whole[-2048:] == 77).all() for whole in guarded)
+    assert set(ring.pages.tolist()) <= {-1, 0, 1}
+
+
+@pytest.mark.parametrize("case", [CASES[8], CASES[15]], ids=str)
 def test_a_full_ring_that_was_filled_at_once(case):
     """The longest rings, without the passes that fill them."""
     ring = ring_of(*case)
     bits, last = int(ring.attributes["bits"]), ring.layout.window // ring.layout.chunk
     for index in range(last):
         _, key, value = ring.chunk()
-        if index == 0:
-            ring.centres.copy_(torch.stack([key[0], value[0]]).float().mean(dim=2))
-        reference.write_chunk(key, value, ring.codes, ring.scales, ring.centres, ring.progress(index), bits)
-        if ring.prune().is_active:
-            reference.refresh_pool(ring.codes, ring.scales, ring.progress(index), bits, ring.layout.window)
+        reference.enter_chunk(key, value, *ring.states, ring.progress(index), bits, ring.prune())
     chunk = ring.chunk()
     check_output(ring, chunk, run_kernels(ring, chunk, ring.numbers(last)), last)
 
@@ -135,17 +163,16 @@ def test_a_full_ring_that_was_filled_at_once(case):
 def test_one_cuda_graph_serves_every_chunk(case):
     ring, eager = ring_of(*case), ring_of(*case)
     static, numbers = ring.chunk(), ring.numbers(0)
-    states = (ring.codes, ring.scales, ring.centres)
-    attend_in_place(*static, *states, *numbers, **ring.attributes)  # compiled and loaded before the capture
+    attend_in_place(*static, *ring.states, *numbers, **ring.attributes)  # compiled and loaded before the capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        output = attend_in_place(*static, *states, *numbers, **ring.attributes)
+        output = attend_in_place(*static, *ring.states, *numbers, **ring.attributes)
     for index in [*range(8), 0, 1, 2]:
         for target, source in zip((*static, *numbers), (*eager.chunk(), *ring.numbers(index)), strict=True):
             target.copy_(source)
         graph.replay()
         expected = eager.attend(tuple(tensor.clone() for tensor in static), index)
-        assert torch.equal(ring.codes, eager.codes) and torch.equal(ring.scales, eager.scales)
+        assert all(map(torch.equal, ring.states, eager.states))
         assert relative_error(output, expected) <= TOLERANCE
         check_output(ring, static, output, index)
 
@@ -180,7 +207,7 @@ def test_the_functional_op_leaves_its_inputs_alone():
     ring, twin = ring_of(*CASES[4]), ring_of(*CASES[4])
     chunk, numbers = ring.chunk(), ring.numbers(0)
     before = ring.codes.clone()
-    output, *states = torch_op()(*chunk, ring.codes, ring.scales, ring.centres, *numbers, bits=4)
+    output, *states = torch_op()(*chunk, *ring.states, *numbers, bits=4)
     assert torch.equal(ring.codes, before)
     assert torch.equal(output, twin.attend(chunk, 0))
-    assert all(map(torch.equal, states, (twin.codes, twin.scales, twin.centres)))
+    assert all(map(torch.equal, states, twin.states))

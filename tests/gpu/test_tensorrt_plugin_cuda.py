@@ -52,7 +52,8 @@ def ring_attention(heads=3, frame=33, frames=9, width=128, bits=4):
     chunk = [half(1, heads, 3 * frame, width) for _ in range(3)]
     rows = frames * frame
     states = [torch.zeros(2, heads, rows, width * bits // 8, dtype=BYTE), half(2, heads, rows) * 0]
-    return [*chunk, *states, half(2, heads, width) * 0, *(torch.tensor([n], dtype=LONG) for n in (0, 3 * frame, frame))]
+    states += [half(2, heads, width) * 0, torch.zeros(1, dtype=LONG)]
+    return [*chunk, *states, *(torch.tensor([n], dtype=LONG) for n in (0, 3 * frame, frame))]
 
 
 CASES = {

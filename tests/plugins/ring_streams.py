@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rtgen.config.kv_cache import most_live
 from rtgen.plugins import quantized_kv_cache_attention_reference as reference
 from rtgen.plugins.quantized_kv_cache_attention import attend_in_place
 from rtgen.runtime.kv_cache import RingLayout
@@ -34,7 +37,13 @@ class Ring:
         self.reset()
 
     def __len__(self) -> int:
-        return self.layout.window * self.frame_tokens + int(self.attributes.get("pool", 0))
+        return self.frames * self.frame_tokens + int(self.attributes.get("pool", 0))
+
+    @property
+    def frames(self) -> int:
+        """Latent frames of tokens that there is memory for."""
+        layout, prune = self.layout, self.prune()
+        return most_live(layout.window, layout.sink, layout.chunk, prune.keep, prune.recent)
 
     def reset(self) -> None:
         """An empty ring."""
@@ -42,6 +51,7 @@ class Ring:
         self.codes = torch.zeros(2, self.heads, len(self), self.head_dim * bits // 8, dtype=torch.int8)
         self.scales = torch.zeros(2, self.heads, len(self), dtype=torch.float16)
         self.centres = torch.zeros(2, self.heads, self.head_dim, dtype=torch.float16)
+        self.pages = torch.zeros(max(int(self.attributes.get("pool", 0)), 1), dtype=torch.int64)
         self._move()
         self._floats: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -58,13 +68,21 @@ class Ring:
         )
 
     def _move(self) -> None:
-        self.codes, self.scales, self.centres = (
-            tensor.to(self.device) for tensor in (self.codes, self.scales, self.centres)
-        )
+        self.states = tuple(tensor.to(self.device) for tensor in self.states)
+
+    @property
+    def states(self) -> tuple[Tensor, ...]:
+        """Those of the operator, in its order."""
+        return self.codes, self.scales, self.centres, self.pages
+
+    @states.setter
+    def states(self, tensors: Sequence[Tensor]) -> None:
+        self.codes, self.scales, self.centres, self.pages = tensors
 
     def poison(self) -> None:
         """What an earlier stream might have left there, and worse."""
         self.codes = torch.empty(self.codes.shape, dtype=torch.int8).random_(-128, 128, generator=self.generator)
+        self.pages = torch.empty(self.pages.shape, dtype=torch.int64).random_(-5, 40, generator=self.generator)
         self._move()
         self.scales.fill_(torch.nan)
         self.centres.fill_(torch.nan)
@@ -82,22 +100,21 @@ class Ring:
         """Tokens that are valid once a chunk is written."""
         return self.layout.length(index) * self.frame_tokens
 
-    def written(self, index: int) -> slice:
-        """The rows of a chunk."""
-        start = self.layout.slot(index) * self.frame_tokens
-        return slice(start, start + self.layout.chunk * self.frame_tokens)
+    def written(self, index: int) -> Tensor:
+        """The rows of a chunk that was written, int64."""
+        return reference.chunk_rows(self.pages, self.progress(index), self.prune()).to(self.device)
 
     def numbers(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """write_index, valid_length and frame_tokens of a chunk."""
-        found = (self.written(index).start, self.valid(index), self.frame_tokens)
+        progress = self.progress(index)
+        found = (progress.write_index, progress.valid_length, progress.frame_tokens)
         write, valid, frame = (torch.tensor([number], device=self.device) for number in found)
         return write, valid, frame
 
     def progress(self, index: int) -> reference.Progress:
         """The same as the reference takes it."""
-        return reference.Progress(
-            self.written(index).start, self.valid(index), self.frame_tokens, self.layout.chunk * self.frame_tokens
-        )
+        start = self.layout.slot(index) * self.frame_tokens
+        return reference.Progress(start, self.valid(index), self.frame_tokens, self.layout.chunk * self.frame_tokens)
 
     def prune(self) -> reference.Prune:
         """Soft prune as the reference takes it."""
@@ -106,8 +123,13 @@ class Ring:
 
     def attend(self, chunk: tuple[Tensor, ...], index: int) -> Tensor:
         """Write a chunk and attend to the ring."""
-        states = (self.codes, self.scales, self.centres)
-        return attend_in_place(*chunk, *states, *self.numbers(index), **self.attributes)  # type: ignore[arg-type]
+        return attend_in_place(*chunk, *self.states, *self.numbers(index), **self.attributes)  # type: ignore[arg-type]
+
+    def pruned(self, index: int) -> set[int]:
+        """Frame slots that are seen as their pool rows, after a chunk."""
+        if not self.prune().is_active:
+            return set()
+        return {slot for slot, page in enumerate(self.pages[: self.layout.length(index)].tolist()) if page < 0}
 
     def remember(self, chunk: tuple[Tensor, ...], index: int) -> tuple[Tensor, Tensor, Tensor]:
         """The chunk's queries, and all keys and values that it sees, as floats."""

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rtgen.config.kv_cache import most_live
 from rtgen.config.locate import data_directory
 from rtgen.plugins.base import TensorView
 from rtgen.plugins.loader import Pointer
@@ -38,7 +39,7 @@ def attributes_of(bits=4, keep=1.0, pool=0, head_dim=128):
 
 def shapes_of(heads, tokens, head_dim, rows, bits):
     chunk = (1, heads, tokens, head_dim)
-    states = ((2, heads, rows, head_dim * bits // 8), (2, heads, rows), (2, heads, head_dim))
+    states = ((2, heads, rows, head_dim * bits // 8), (2, heads, rows), (2, heads, head_dim), (21,))
     return (chunk, chunk, chunk, *states, (1,), (1,), (1,))
 
 
@@ -48,7 +49,7 @@ def launched(capability, multiprocessors, shapes, attributes):
         TensorView(ADDRESS + number, shape, dtype)
         for number, (shape, dtype) in enumerate(zip(shapes, PLUGIN.input_types, strict=True))
     ]
-    outputs = [TensorView(ADDRESS + 9, shapes[0], "float16"), *inputs[3:6]]
+    outputs = [TensorView(ADDRESS + 10, shapes[0], "float16"), *inputs[3:7]]
     PLUGIN.kernel.launch(recorder, 7, inputs, outputs, SCRATCH, attributes)
     return recorder.calls
 
@@ -78,7 +79,7 @@ def test_every_launch_fits_its_kernel(capability, keep, bits, head_dim):
     sources = PLUGIN.kernel.sources(attributes, capability)
     assert {call[0] for call in calls} == set(sources)
     assert [call[1] for call in calls] == [
-        "centre", "quantize", *(["pool"] if keep < 1 else []), "plan", "attend", "combine",
+        "centre", "plan", "quantize", *(["pool"] if keep < 1 else []), "attend", "combine",
     ]  # fmt: skip
     for source, entry, grid, block, arguments, shared in calls:
         taken = parameters(source, entry)
@@ -91,10 +92,11 @@ def test_every_launch_fits_its_kernel(capability, keep, bits, head_dim):
             "codes": 3,
             "scales": 4,
             "centres": 5,
-            "write_index": 6,
-            "valid_length": 7,
-            "frame_tokens": 8,
-            "out": 9,
+            "pages": 6,
+            "write_index": 7,
+            "valid_length": 8,
+            "frame_tokens": 9,
+            "out": 10,
         }
         for name, number in names.items():
             assert given.get(name, ADDRESS + number) == ADDRESS + number
@@ -137,6 +139,17 @@ def test_the_parts_of_the_scratch_memory_are_apart_and_inside(
     assert places[0][0] == SCRATCH and places[-1][1] <= SCRATCH + room
     assert all(first[1] <= second[0] and second[0] % 256 == 0 for first, second in pairwise(places))
     assert source.file == attend.file
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+def test_a_pass_takes_less_beside_the_ring_than_the_codes_of_one_chunk(capability, keep):
+    """Wan 2.1 1.3B at 480x832; a chunk's codes lie in the rings of 30 layers, which share the scratch memory."""
+    window, pool = most_live(21, 0, 3, keep, 0.25), 21 if keep < 1 else 0
+    shapes = shapes_of(12, 4680, 128, window * 1560 + pool, 4)
+    assert [window * 1560 + pool, keep] in ([32_760, 1.0], [15_621, 0.5])
+    room = PLUGIN.kernel.workspace(shapes, attributes_of(4, keep, pool), capability)
+    assert room < 30 * 2 * 12 * 4680 * (128 // 2 + 2) / 5
 
 
 def test_workspace_grows_with_every_size():

@@ -79,7 +79,7 @@ def test_replayed_passes_see_the_ring_of_codes_that_a_stream_has(recorded, keep)
         for one in range(3):
             live = CodedKVRing(CodedRingSettings.of(config, ring), *states, *place)
             expected.append(live(0, *(tensor[one : one + 1] for tensor in (query, key, value))))
-            states = [live.codes, live.scales, live.centres]
+            states = live.states
         attention = replayed.attention(chunk)
         for _ in range(2):
             attend = attention()

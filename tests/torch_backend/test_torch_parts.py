@@ -103,11 +103,12 @@ def test_a_ring_of_codes_in_place_is_the_functional_one(bits):
     torch.manual_seed(0)
     settings = CodedRingSettings(bits, pool=9, sink=3, keep=0.5, recent=0.2)
     frame, heads, width = 4, 2, 32
-    rows = 9 * frame + 9
+    rows = 6 * frame + 9  # at most six frames are live
     states = (
         [torch.zeros(2, heads, rows, width * bits // 8, dtype=torch.int8)],
         [torch.zeros(2, heads, rows, dtype=torch.float16)],
         [torch.zeros(2, heads, width, dtype=torch.float16)],
+        [torch.zeros(9, dtype=torch.int64)],
     )
     tokens = torch.tensor([frame])
     for chunk in range(5):
