@@ -274,7 +274,10 @@ __device__ __forceinline__ void linear_tiles(const Problem& p, uint32 ring) {
         }
         int self = thread(), warp = self / 32;
         int token = tile.first_token + warp / WARPS_N * WARP_M + self % 32 / 4;
-        finish(p, total, token, tile.first_feature + warp % WARPS_N * WARP_N, self % 4);
+        int feature = tile.first_feature + warp % WARPS_N * WARP_N;
+        uint32 bias[TILES_N];
+        load_bias(p, bias, feature, self % 4);
+        finish(p, total, bias, token, feature, self % 4);
     }
 }
 

@@ -58,46 +58,74 @@ __device__ __forceinline__ void store_gated(const Problem& p, const float (&y)[4
 }
 
 // Two tiles side by side: lanes exchange until each has four neighbouring numbers of a row.
+template <bool BY_FOUR>
 __device__ __forceinline__ void store_halves(const Problem& p, const float (&left)[4], const float (&right)[4], int token, int feature, int t) {
     bool odd = t & 1;
+    int column = feature + (odd ? 8 : 0) + t / 2 * 4;
+    half_bits* target = static_cast<half_bits*>(p.output) + int64(token) * p.features + column;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
         half2_bits a = floats_to_half2(left[2 * i], left[2 * i + 1]), b = floats_to_half2(right[2 * i], right[2 * i + 1]);
         half2_bits other = __shfl_xor_sync(~0u, odd ? a : b, 1);
         half2_bits x = odd ? other : a, y = odd ? b : other;
-        int row = token + i * 8, column = feature + (odd ? 8 : 0) + t / 2 * 4;
-        if (row >= p.tokens) continue;
-        half_bits* target = static_cast<half_bits*>(p.output) + int64(row) * p.features + column;
-        if (p.features % 4 == 0) {
-            if (column < p.features) asm volatile("st.global.v2.u32 [%0], {%1,%2};" ::"l"(target), "r"(x), "r"(y) : "memory");
-        } else {
+        half_bits* row = target + int64(8 * i) * p.features;
+        bool valid = token + 8 * i < p.tokens && column < p.features;
+        if (BY_FOUR) {
+            asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, %3, 0;\n@p st.global.v2.u32 [%0], {%1,%2};\n}"
+                         ::"l"(row), "r"(x), "r"(y), "r"(int(valid)) : "memory");
+        } else if (valid) {
 #pragma unroll
             for (int j = 0; j < 4; ++j)
-                if (column + j < p.features) target[j] = half_bits((j < 2 ? x : y) >> (j % 2 * 16));
+                if (column + j < p.features) row[j] = half_bits((j < 2 ? x : y) >> (j % 2 * 16));
         }
+    }
+}
+
+// The bias of a lane's columns, two float16 a word: all of it at once, so that its way from memory is waited for once.
+template <int TILES_N>
+__device__ __forceinline__ void load_bias(const Problem& p, uint32 (&bias)[TILES_N], int feature, int t) {
+    feature += t * 2;
+    if (p.features % 2 == 0) {
+#pragma unroll
+        for (int n = 0; n < TILES_N; ++n) bias[n] = *reinterpret_cast<const uint32*>(p.bias + min(feature + n * 8, p.features - 2));
+    } else {
+#pragma unroll
+        for (int n = 0; n < TILES_N; ++n)
+            bias[n] = pack_halves(p.bias[min(feature + n * 8, p.features - 1)], p.bias[min(feature + n * 8 + 1, p.features - 1)]);
     }
 }
 
 // From sums [16 * TILES_M, 8 * TILES_N] in the fragments of mma.cuh to the output. `token` and `feature`: those of the
 // lane's row g and of the first column.
+template <bool BY_FOUR, int TILES_M, int TILES_N>
+__device__ __forceinline__ void finish_halves(const Problem& p, float (&total)[TILES_M][TILES_N][4], const uint32 (&bias)[TILES_N], int token, int feature, int t) {
+#pragma unroll
+    for (int n = 0; n < TILES_N; n += 2) {
+#pragma unroll
+        for (int m = 0; m < TILES_M; ++m) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                float(&y)[4] = total[m][n + i], low = low_float(bias[n + i]), high = high_float(bias[n + i]);
+                y[0] += low, y[1] += high, y[2] += low, y[3] += high;
+                if (p.epilogue == GELU) gelu(y[0], y[1]), gelu(y[2], y[3]);
+            }
+            store_halves<BY_FOUR>(p, total[m][n], total[m][n + 1], token + m * 16, feature + n * 8, t);
+        }
+    }
+}
+
 template <int TILES_M, int TILES_N>
-__device__ __forceinline__ void finish(const Problem& p, float (&total)[TILES_M][TILES_N][4], int token, int feature, int t) {
+__device__ __forceinline__ void finish(const Problem& p, float (&total)[TILES_M][TILES_N][4], const uint32 (&bias)[TILES_N], int token, int feature, int t) {
+    if (p.epilogue != GATED && p.features % 4 == 0) return finish_halves<true>(p, total, bias, token, feature, t);
+    if (p.epilogue != GATED) return finish_halves<false>(p, total, bias, token, feature, t);
 #pragma unroll
     for (int n = 0; n < TILES_N; ++n) {
-        int column = feature + n * 8 + t * 2;
-        float low = column < p.features ? half_to_float(p.bias[column]) : 0.0f;
-        float high = column + 1 < p.features ? half_to_float(p.bias[column + 1]) : 0.0f;
+        float low = low_float(bias[n]), high = high_float(bias[n]);
 #pragma unroll
         for (int m = 0; m < TILES_M; ++m) {
             float(&y)[4] = total[m][n];
             y[0] += low, y[1] += high, y[2] += low, y[3] += high;
-            if (p.epilogue == GELU) gelu(y[0], y[1]), gelu(y[2], y[3]);
-            if (p.epilogue == GATED) store_gated(p, y, token + m * 16, column);
+            store_gated(p, y, token + m * 16, feature + n * 8 + t * 2);
         }
     }
-    if (p.epilogue == GATED) return;
-#pragma unroll
-    for (int m = 0; m < TILES_M; ++m)
-#pragma unroll
-        for (int n = 0; n < TILES_N; n += 2) store_halves(p, total[m][n], total[m][n + 1], token + m * 16, feature + n * 8, t);
 }

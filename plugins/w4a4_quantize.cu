@@ -1,6 +1,6 @@
 // rtgen::W4A4Linear, first half: activations to INT4 codes, and the thin product of the low-rank branch.
 //
-// A block takes 16 tokens; its warps share out the groups of 64 numbers. In a warp, lane (g, t) holds the numbers
+// A block takes TOKENS tokens; its warps, on Hopper those of a cluster, share out the groups of 64 numbers. In a warp, lane (g, t) holds the numbers
 // 16t .. 16t+15 of a group of the tokens g and g+8. With the numbers of a group in that order, the same registers are
 // the fragments of the tensor cores' product with low_rank_down, so x is read once.
 //
@@ -10,12 +10,20 @@
 // The last PREPARING blocks of the first row put the layer's constants into the form that the second half takes.
 #include "w4a4_layout.cuh"
 
-constexpr int WARPS = 6;
+#if WGMMA
+#define CLUSTER __cluster_dims__(1, 1, SPLIT)
+#else
+#define CLUSTER
+#endif
+
+constexpr int WARPS = WGMMA ? 8 : 6;
 constexpr int THREADS = WARPS * 32;
-constexpr int PREPARING = 132;  // blocks
-constexpr int TOKENS = 16;  // of a block
+constexpr int ROW_TILES = WGMMA ? 2 : 1;     // of 16 tokens, with one look at low_rank_down
+constexpr int SPLIT = WGMMA ? 3 : 1;         // blocks of a cluster that share out the groups
+constexpr int PREPARING = WGMMA ? 66 : 132;  // blocks, or clusters of them
+constexpr int TOKENS = 16 * ROW_TILES;       // of a block
 constexpr int OWN = 16;     // numbers of a lane in a row of a group
-constexpr int BLOCKS = __CUDA_ARCH__ < 1000 ? 3 : 2;  // on a multiprocessor; the most without spills
+constexpr int BLOCKS = __CUDA_ARCH__ < 1000 && !WGMMA ? 3 : 2;  // on a multiprocessor; the most without spills
 constexpr float ROUNDING = 12582912.0f;  // 1.5 * 2^23: added to a small number, it leaves its nearest integer
 
 struct Words8 {  // 16 float16
@@ -34,13 +42,13 @@ __device__ __forceinline__ Words8 load_16_halves(const half_bits* address, bool 
     return found;
 }
 
-// Groups of a warp's 16 rows on their way to shared memory, DEPTH - 1 of them ahead. Pieces of odd rows change places in
+// Groups of 16 rows of a warp on their way to shared memory, DEPTH - 1 of them ahead. Pieces of odd rows change places in
 // pairs, against bank conflicts.
-constexpr int DEPTH = 3, GROUP_ROWS = TOKENS * GROUP * 2;
+constexpr int DEPTH = 3, GROUP_ROWS = 16 * GROUP * 2;
 
 __device__ __forceinline__ void copy_group(uint32 target, const half_bits* x, int width, int rows, int lane) {
 #pragma unroll
-    for (int i = 0; i < TOKENS * 8; i += 32) {
+    for (int i = 0; i < 16 * 8; i += 32) {
         int row = (i + lane) / 8, piece = lane % 8;
         copy_16(target + row * 128 + ((piece ^ (row & 1)) << 4), x + int64(row) * width + piece * 8, row < rows);
     }
@@ -148,26 +156,47 @@ __device__ __forceinline__ void smooth_row(const Words8& x, const Vectors& vecto
     if (ROTATE) rotate(v, t);
 }
 
+__device__ __forceinline__ void cluster_barrier() {
+    if (SPLIT == 1) return __syncthreads();
+#if WGMMA && __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// Two numbers of a block's shared memory.
+__device__ __forceinline__ void read_pair(const float* own, int block, float& low, float& high) {
+#if WGMMA && __CUDA_ARCH__ >= 900
+    asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %2, %3;\nld.shared::cluster.v2.f32 {%0,%1}, [there];\n}"
+                 : "=f"(low), "=f"(high) : "r"(shared_address(own)), "r"(block) : "memory");
+#else
+    low = own[0], high = own[1];
+#endif
+}
+
 // Sums over the warps, in their order, as float16: 32 ranks of a panel's rows.
-__device__ __forceinline__ void store_hidden(const float (&sums)[4][4], uint8* memory, uint8* panel, int first_row, int valid_rows) {
+__device__ __forceinline__ void store_hidden(const float (&sums)[ROW_TILES][4][4], uint8* memory, uint8* panel, int first_row, int valid_rows) {
     auto parts = reinterpret_cast<float(*)[TOKENS][RANKS + 2]>(memory);
     __syncthreads();  // the memory has been others'
     int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
-    for (int n = 0; n < 4; ++n)
+    for (int tile = 0; tile < ROW_TILES; ++tile)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) parts[warp][g + 8 * (i / 2)][8 * n + 2 * t + i % 2] = sums[n][i];
-    __syncthreads();
-    for (int i = threadIdx.x; i < valid_rows * RANKS / 2; i += THREADS) {
+        for (int n = 0; n < 4; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) parts[warp][16 * tile + g + 8 * (i / 2)][8 * n + 2 * t + i % 2] = sums[tile][n][i];
+    cluster_barrier();
+    for (int i = blockIdx.z * THREADS + threadIdx.x; i < valid_rows * RANKS / 2; i += THREADS * SPLIT) {
         int token = i / (RANKS / 2), rank = i % (RANKS / 2) * 2;
         float low = 0.0f, high = 0.0f;
 #pragma unroll
-        for (int part = 0; part < WARPS; ++part) {
-            low += parts[part][token][rank];
-            high += parts[part][token][rank + 1];
+        for (int part = 0; part < WARPS * SPLIT; ++part) {
+            float one, other;
+            read_pair(&parts[part / SPLIT][token][rank], part % SPLIT, one, other);
+            low += one, high += other;
         }
         *reinterpret_cast<half2_bits*>(panel + place_64(first_row + token, rank / 8) + rank % 8 * 2) = floats_to_half2(low, high);
     }
+    if (SPLIT > 1) cluster_barrier();  // others have read this block's sums
 }
 
 struct Quantization {
@@ -227,28 +256,44 @@ __device__ __forceinline__ void widen_weights(const Quantization& q, int self, i
 }
 
 __device__ __forceinline__ void turn_up(const Quantization& q, int self, int threads) {
-    int padded = q.padded_features(), ranks = int(gridDim.y) * RANKS;
-    for (int i = self; i < padded * ranks; i += threads) {
-        int feature = i / ranks, rank = i % ranks, column = rank % RANKS;
-        uint8* rows = q.up + int64(rank / RANKS) * padded * BRANCH_ROW;
-        half_bits value = feature < q.features && rank < q.rank ? q.low_rank_up[int64(feature) * q.rank + rank] : half_bits(0);
-        *reinterpret_cast<half_bits*>(rows + place_64(feature, column / 8) + column % 8 * 2) = value;
+    int padded = q.padded_features(), pieces = int(gridDim.y) * (RANKS / 8);
+    for (int i = self; i < padded * pieces; i += threads) {
+        int feature = i / pieces, first = i % pieces * 8, column = first % RANKS;
+        const half_bits* from = q.low_rank_up + int64(feature) * q.rank + first;
+        uint32 v[4] = {};
+        if (feature < q.features && q.rank % 8 == 0) {
+            if (first < q.rank) asm("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3]) : "l"(from));
+        } else if (feature < q.features) {
+#pragma unroll
+            for (int j = 0; j < 8; ++j)
+                if (first + j < q.rank) v[j / 2] |= uint32(from[j]) << (j % 2 * 16);
+        }
+        uint8* rows = q.up + int64(first / RANKS) * padded * BRANCH_ROW;
+        asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(rows + place_64(feature, column / 8)),
+                     "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
     }
 }
 
 // Both scales of a step in every pair of places: whichever a token's scale meets, it is the right one.
 __device__ __forceinline__ void turn_feature_scales(const Quantization& q, int self, int threads) {
-    int padded = q.padded_features(), steps = ceil_div(q.groups, STEP);
-    for (int i = self; i < padded * steps; i += threads) {
-        int feature = i / steps, step = i % steps;
-        const half_bits* from = q.feature_scales + int64(feature) * q.groups + step * STEP;
-        half_bits first = feature < q.features ? from[0] : half_bits(0);
-        half_bits second = feature < q.features && step * STEP + 1 < q.groups ? from[1] : half_bits(0);
-        uint32 both = pack_halves(first, second);
-        uint8* row = q.turned_scales + (int64(step) * padded + feature) * SCALE_ROW;
+    int padded = q.padded_features(), steps = ceil_div(q.groups, STEP), count = padded * steps;
+    for (int start = self; start < count; start += threads * WIDENED) {
+        uint32 both[WIDENED];
 #pragma unroll
-        for (int j = 0; j < SCALE_ROW; j += 16)
-            asm volatile("st.global.v4.u32 [%0], {%1,%1,%1,%1};" ::"l"(row + j), "r"(both) : "memory");
+        for (int i = 0; i < WIDENED; ++i) {
+            int index = min(start + i * threads, count - 1), feature = min(index / steps, q.features - 1), step = index % steps;
+            const half_bits* from = q.feature_scales + int64(feature) * q.groups + step * STEP;
+            both[i] = pack_halves(from[0], step * STEP + 1 < q.groups ? from[1] : half_bits(0));
+        }
+#pragma unroll
+        for (int i = 0; i < WIDENED; ++i) {
+            int index = start + i * threads;
+            if (index >= count) break;
+            uint8* row = q.turned_scales + (int64(index % steps) * padded + index / steps) * SCALE_ROW;
+#pragma unroll
+            for (int j = 0; j < SCALE_ROW; j += 16)
+                asm volatile("st.global.v4.u32 [%0], {%1,%1,%1,%1};" ::"l"(row + j), "r"(both[i]) : "memory");
+        }
     }
 }
 #else
@@ -264,7 +309,7 @@ __device__ __forceinline__ void turn_feature_scales(const Quantization& q, int s
 #endif
 
 __device__ __forceinline__ void prepare_constants(const Quantization& q, int block) {
-    int self = block * THREADS + threadIdx.x, threads = PREPARING * THREADS;
+    int self = (block * SPLIT + blockIdx.z) * THREADS + threadIdx.x, threads = PREPARING * SPLIT * THREADS;
 #if WGMMA
     widen_weights(q, self, threads);
     turn_up(q, self, threads);
@@ -297,47 +342,52 @@ __device__ __forceinline__ void quantize(const Quantization& q) {
     bool stores = blockIdx.y == 0;  // blocks of further ranks have the same codes
     __shared__ __align__(128) uint8 memory[WARPS * DEPTH * GROUP_ROWS];
     static_assert(sizeof(memory) >= WARPS * TOKENS * (RANKS + 2) * 4, "also holds the sums of all warps");
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows = q.tokens - first_token, slot = 0;
+    int lane = threadIdx.x % 32, rows = q.tokens - first_token, slot = 0;
+    int first = blockIdx.z * WARPS + threadIdx.x / 32, last = q.groups;
+    constexpr int APART = WARPS * SPLIT;  // of a warp's groups
     const half_bits* x = q.x + int64(first_token) * width;
-    uint32 ring = shared_address(memory) + warp * DEPTH * GROUP_ROWS;
+    uint32 ring = shared_address(memory) + threadIdx.x / 32 * DEPTH * GROUP_ROWS;
+    auto copy = [&](int group, int tile, int place) {
+        if (group < last) copy_group(ring + place * GROUP_ROWS, x + int64(tile) * 16 * width + group * GROUP, width, rows - 16 * tile, lane);
+        commit_copies();
+    };
 #pragma unroll
-    for (int i = 0; i < DEPTH - 1; ++i) {
-        int group = warp + i * WARPS;
-        if (group < q.groups) copy_group(ring + i * GROUP_ROWS, x + group * GROUP, width, rows, lane);
-        commit_copies();
-    }
-    float sums[4][4] = {};
-    for (int group = warp; group < q.groups; group += WARPS) {
-        int column = group * GROUP, ahead = group + (DEPTH - 1) * WARPS, free = slot == 0 ? DEPTH - 1 : slot - 1;
-        __syncwarp();  // all lanes have read what is now written over
-        if (ahead < q.groups) copy_group(ring + free * GROUP_ROWS, x + ahead * GROUP, width, rows, lane);
-        commit_copies();
-        wait_copies<DEPTH - 1>();
-        __syncwarp();
-        uint32 staged = ring + slot * GROUP_ROWS;
-        slot = slot + 1 == DEPTH ? 0 : slot + 1;
+    for (int i = 0; i < DEPTH - 1; ++i) copy(first + i / ROW_TILES * APART, i % ROW_TILES, i);
+    float sums[ROW_TILES][4][4] = {};
+    for (int group = first; group < last; group += APART) {
+        int column = group * GROUP;
         Vectors vectors = {load_16_halves(q.pre_scale + column + OWN * t, true), load_16_halves(q.shift + column + OWN * t, true)};
-        uint32 smooth[2][8];
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            float v[OWN];
-            smooth_row<ROTATE>(read_row(staged, g + 8 * i, t), vectors, t, v, smooth[i]);
-            float extreme = extreme_of(v);
-            bool finite = fabsf(extreme) < infinity(), valid = stores && first_token + g + 8 * i < q.tokens;
-            uint32 even[2], odd[2];
-            round_codes(v, extreme, finite, even, odd);
-            store_codes(codes + group / STEP * step_bytes, first_row + g + 8 * i, group % STEP, t, valid, even, odd);
-            half_bits scale = finite ? float_to_half(__fmul_rn(extreme, -0.125f)) : half_bits(0x7fff);
-            if (valid && t == 0) store_token_scale(q, first_token + g + 8 * i, group, scale);
-        }
+        for (int tile = 0; tile < ROW_TILES; ++tile) {
+            __syncwarp();  // all lanes have read what is now written over
+            copy(group + (tile + DEPTH - 1) / ROW_TILES * APART, (tile + DEPTH - 1) % ROW_TILES, slot == 0 ? DEPTH - 1 : slot - 1);
+            wait_copies<DEPTH - 1>();
+            __syncwarp();
+            uint32 staged = ring + slot * GROUP_ROWS;
+            slot = slot + 1 == DEPTH ? 0 : slot + 1;
+            int token = first_token + 16 * tile + g;
+            uint32 smooth[2][8];
 #pragma unroll
-        for (int n = 0; n < 4; ++n) {
-            bool valid = blockIdx.y * RANKS + 8 * n + g < q.rank;
-            Words8 b = load_16_halves(down + int64(8 * n) * width + column, valid);
+            for (int i = 0; i < 2; ++i) {
+                float v[OWN];
+                smooth_row<ROTATE>(read_row(staged, g + 8 * i, t), vectors, t, v, smooth[i]);
+                float extreme = extreme_of(v);
+                bool finite = fabsf(extreme) < infinity(), valid = stores && token + 8 * i < q.tokens;
+                uint32 even[2], odd[2];
+                round_codes(v, extreme, finite, even, odd);
+                store_codes(codes + group / STEP * step_bytes, first_row + 16 * tile + g + 8 * i, group % STEP, t, valid, even, odd);
+                half_bits scale = finite ? float_to_half(__fmul_rn(extreme, -0.125f)) : half_bits(0x7fff);
+                if (valid && t == 0) store_token_scale(q, token + 8 * i, group, scale);
+            }
 #pragma unroll
-            for (int k = 0; k < 4; ++k) {
-                uint32 a[4] = {smooth[0][2 * k], smooth[1][2 * k], smooth[0][2 * k + 1], smooth[1][2 * k + 1]};
-                mma_f16(sums[n], a, b.word[2 * k], b.word[2 * k + 1]);
+            for (int n = 0; n < 4; ++n) {
+                bool valid = blockIdx.y * RANKS + 8 * n + g < q.rank;
+                Words8 b = load_16_halves(down + int64(8 * n) * width + column, valid);
+#pragma unroll
+                for (int k = 0; k < 4; ++k) {
+                    uint32 a[4] = {smooth[0][2 * k], smooth[1][2 * k], smooth[0][2 * k + 1], smooth[1][2 * k + 1]};
+                    mma_f16(sums[tile][n], a, b.word[2 * k], b.word[2 * k + 1]);
+                }
             }
         }
     }
@@ -346,7 +396,7 @@ __device__ __forceinline__ void quantize(const Quantization& q) {
     store_hidden(sums, memory, hidden, first_row, min(TOKENS, rows));
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) quantize_plain(
+extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, BLOCKS) quantize_plain(
     const half_bits* x, const half_bits* pre_scale, const half_bits* shift, const half_bits* low_rank_down,
     const uint8* weights, const half_bits* feature_scales, const half_bits* low_rank_up, uint8* codes,
     uint8* token_scales, uint8* hidden, uint8* turned_scales, uint8* wide_weights, uint8* up, int tokens, int features,
@@ -355,7 +405,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) quantize_plain(
                  turned_scales, wide_weights, up, tokens, features, groups, rank, token_stride});
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) quantize_rotated(
+extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, BLOCKS) quantize_rotated(
     const half_bits* x, const half_bits* pre_scale, const half_bits* shift, const half_bits* low_rank_down,
     const uint8* weights, const half_bits* feature_scales, const half_bits* low_rank_up, uint8* codes,
     uint8* token_scales, uint8* hidden, uint8* turned_scales, uint8* wide_weights, uint8* up, int tokens, int features,

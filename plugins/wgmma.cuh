@@ -17,6 +17,11 @@ __device__ __forceinline__ uint64 matrix_descriptor_32(uint32 address, uint32 st
     return uint64((address & 0x3ffff) >> 4) | (uint64(1) << 16) | (uint64(stride_offset >> 4) << 32) | (uint64(3) << 62);
 }
 
+// The descriptor of a place so many bytes further. No carry leaves the low half, and half the instructions are saved.
+__device__ __forceinline__ uint64 advanced(uint64 descriptor, int bytes) {
+    return (descriptor & 0xffffffff00000000ull) | uint32(uint32(descriptor) + (bytes >> 4));
+}
+
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 

@@ -21,10 +21,6 @@ GROUP: Final = 64
 NONE, GELU, GATED = 0, 1, 2
 """Epilogues, as ``plugins/w4a4_problem.cuh`` numbers them."""
 
-QUANTIZED_TOKENS: Final = 16
-QUANTIZE_THREADS: Final = 192
-PREPARING_BLOCKS: Final = 132
-"""Of ``w4a4_quantize.cu``: a block's tokens and threads, and blocks that prepare weights and scales."""
 
 _STEP: Final = 2
 _RANKS: Final = 32
@@ -77,6 +73,9 @@ class Path:
     token_scales: int
     """Of a token's scales in a step."""
     feature_scales: int
+    quantize: tuple[int, int, int, int] = (16, 192, 132, 1)
+    """Of ``w4a4_quantize.cu``: tokens and threads of a block, blocks that prepare weights and scales, and blocks of a
+    cluster, which share the work of one."""
     weight_row: int = 0
     """Of a feature's codes in a step where the weights are taken apart ahead, and ``low_rank_up`` put in rows."""
 
@@ -90,10 +89,10 @@ INT4: Final = Path((("INT8", 0),), 288, 192, 64, 8, 8)
 INT8: Final = Path((("INT8", 1),), 288, 192, 128, 8, 8)
 """The same integers on INT8 tensor cores."""
 
-HOPPER_INT8: Final = Path((("INT8", 1), ("WGMMA", 1), ("FP8", 0)), 192, 320, 128, 4, 32, 128)
+HOPPER_INT8: Final = Path((("INT8", 1), ("WGMMA", 1), ("FP8", 0)), 192, 160, 128, 4, 32, (32, 256, 66, 3), 128)
 """The same on INT8 tensor cores by wgmma, the only way to full speed on Hopper."""
 
-HOPPER_FP8: Final = Path((("INT8", 1), ("WGMMA", 1), ("FP8", 1)), 192, 320, 128, 4, 32, 128)
+HOPPER_FP8: Final = Path((("INT8", 1), ("WGMMA", 1), ("FP8", 1)), 192, 160, 128, 4, 32, (32, 256, 66, 3), 128)
 """The same integers as float8, which is exact: their sums need no conversion."""
 
 PATHS: Final[Mapping[str, Path]] = {"7.5": INT4, "8.0": INT4, "8.6": INT4, "8.9": INT4, "9.0": HOPPER_FP8}
@@ -112,7 +111,7 @@ def warp_tile(path: Path, rows: int, columns: int, stages: int, per_multiprocess
 def hopper_tile(path: Path, stages: int = 4, **macros: int) -> Tile:
     """The tile of ``w4a4_linear_wgmma.cu``: two blocks side by side, each with 192 tokens and 160 features."""
     stage = 192 * (path.code_row + path.token_scales) + 160 * (path.weight_row + path.feature_scales)
-    cluster = macros.get("CLUSTER", 2)
+    cluster = macros.get("CLUSTER", 1)
     source = KernelSource(
         "w4a4_linear_wgmma.cu", (("FP8", dict(path.macros)["FP8"]), ("STAGES", stages), *sorted(macros.items()))
     )
@@ -198,6 +197,7 @@ class W4A4LinearKernel:
             return
         x, weights, feature_scales, pre_scale, shift, down, up, bias = (Pointer(view.address) for view in inputs[:8])
         path = self._path(kernels.compute_capability)
+        block_tokens, threads, preparing, cluster = path.quantize
         at = scratch(path, tokens, features, width, rank)
         parts = (at.codes, at.token_scales, at.hidden, at.feature_scales, at.wide_weights, at.up)
         codes, token_scales, hidden, turned, wide, up_rows = (Pointer(workspace + offset) for offset in parts)
@@ -206,8 +206,8 @@ class W4A4LinearKernel:
             stream,
             path.quantize_source(),
             "quantize_rotated" if attributes["rotate"] else "quantize_plain",
-            (-(-tokens // QUANTIZED_TOKENS) + PREPARING_BLOCKS, branch_steps),
-            QUANTIZE_THREADS,
+            (-(-tokens // block_tokens) + preparing, branch_steps, cluster),
+            threads,
             *(x, pre_scale, shift, down, weights, feature_scales, up),
             *(codes, token_scales, hidden, turned, wide, up_rows),
             *(tokens, features, groups, rank, token_stride),
