@@ -1,24 +1,48 @@
-// What the two kernels of rtgen::W4A4Linear share: how the first leaves its results in memory for the second.
+// What the kernels of rtgen::W4A4Linear share: how the first leaves its results in memory for the second.
 //
-// Codes and the branch's thin product lie in panels of 48 tokens, in pieces of 16 bytes that are permuted as they are to
-// lie in shared memory: copies are of consecutive bytes, and ldmatrix meets no bank twice.
+// INT8=0: codes two a byte, for INT4 tensor cores. INT8=1: a byte each. WGMMA=1: a byte each for Hopper's wgmma, as FP8
+// where FP8=1; there the weights are taken apart ahead too.
+//
+// Operands lie in rows of one step (two groups) of a token or feature, in pieces of 16 bytes that are permuted as they are
+// to lie in shared memory: copies are of consecutive bytes, and no bank is met twice. With WGMMA all rows of a step follow
+// each other; else those of a panel of 48 tokens do, step after step.
 #pragma once
 #include "mma.cuh"
 
 #ifndef INT8
 #define INT8 1
 #endif
+#ifndef WGMMA
+#define WGMMA 0
+#endif
+#ifndef FP8
+#define FP8 0
+#endif
 
 constexpr int GROUP = 64;
 constexpr int STEP = 2;    // groups that are copied at once
 constexpr int RANKS = 32;  // of the branch that are copied at once
 constexpr int PANEL = 48;  // tokens
-constexpr int CODE_ROW = INT8 ? 128 : 64;  // bytes of a token in a step
-constexpr int WEIGHT_ROW = 64;             // of a feature; also of 32 ranks
-constexpr int CODE_PANEL = PANEL * CODE_ROW, HIDDEN_PANEL = PANEL * WEIGHT_ROW;
-constexpr int FEATURE_BLOCK = 192;  // features are padded to a multiple
-constexpr float UNIT = INT8 ? 0.0625f : 1.0f;  // of the integer sums: INT8 multiplies weights of 16 times the codes
+#ifndef HOPPER_FEATURES
+#define HOPPER_FEATURES 160
+#endif
+constexpr int FEATURE_BLOCK = WGMMA ? HOPPER_FEATURES : 192;  // features are padded to a multiple
+constexpr int CODE_ROW = INT8 ? 128 : 64;         // bytes of a token in a step
+constexpr int WEIGHT_ROW = WGMMA ? 128 : 64;      // of a feature
+constexpr int BRANCH_ROW = 64;                    // of 32 ranks
+constexpr int SCALE_ROW = 32;                     // WGMMA: of a feature's scales in a step, both eight times over
+constexpr int CODE_PANEL = PANEL * CODE_ROW, HIDDEN_PANEL = PANEL * BRANCH_ROW;
+
+// Of the sums of products. INT8 tensor cores multiply weights of 16 times the codes; as FP8, codes are magnitudes of
+// 1/512 with a sign: subnormal numbers and the next one, whose products all have one exponent.
+constexpr float UNIT = FP8 ? 262144.0f : INT8 ? 0.0625f : 1.0f;
 
 // Places of 16-byte pieces: of rows of 128 bytes, and of rows of 64.
 __device__ __forceinline__ int place_128(int row, int piece) { return row * 128 + ((piece ^ (row & 7)) << 4); }
 __device__ __forceinline__ int place_64(int row, int piece) { return row * 64 + ((piece ^ ((row >> 1) & 3)) << 4); }
+
+// Four codes, the low halves of the bytes, as FP8 (e4m3).
+__device__ __forceinline__ uint32 codes_to_fp8(uint32 codes) {
+    uint32 low = codes & 0x0f0f0f0fu, negative = (low >> 3) & 0x01010101u;
+    return ((low ^ (negative * 15)) + negative) | (negative << 7);
+}

@@ -14,7 +14,7 @@
 //
 // Sums start from the integer whose bits are the float 1.5 * 2^23: read as a float they are that plus the sum, so
 // float32 arithmetic starts without a conversion: f * s - 1.5 * 2^23 * s is sum * s, exactly.
-#include "w4a4_layout.cuh"
+#include "w4a4_problem.cuh"
 
 #ifndef WARPS_M
 #define WARPS_M 3
@@ -39,25 +39,6 @@ constexpr int STAGE_SIZE = FEATURE_SCALES + STEP * BLOCK_N * 4;
 
 constexpr int ROUND_BITS = 0x4b400000;  // 1.5 * 2^23 as a float
 constexpr float ROUND = 12582912.0f;
-
-enum Epilogue { NONE = 0, GELU = 1, GATED = 2 };
-
-struct Problem {
-    const uint8* codes;              // [panels, steps, CODE_PANEL], from w4a4_quantize.cu
-    const float* token_scales;       // [groups, token_stride]
-    const uint8* hidden;             // [panels, branch_steps, HIDDEN_PANEL], zeros from rank on
-    const uint8* weights;            // [features, groups * 32]
-    const float* feature_scales;     // [groups, padded features]
-    const half_bits* low_rank_up;    // [features, rank]
-    const half_bits* bias;           // [features]
-    const float* gate;               // [tokens / tokens_per_gate, features]
-    const float* residual;           // [tokens, features]
-    void* output;                    // [tokens, features], float16; float32 where gated
-    int tokens, features, groups, rank, branch_steps, token_stride, tokens_per_gate, epilogue;
-
-    __device__ __forceinline__ int steps() const { return ceil_div(groups, STEP); }
-    __device__ __forceinline__ int tiles_n() const { return ceil_div(features, BLOCK_N); }
-};
 
 // threadIdx.x, read anew: what is derived from it would otherwise stay in registers that the products need.
 __device__ __forceinline__ int thread() {
@@ -101,9 +82,9 @@ __device__ __forceinline__ void copy_scales(uint32 stage, const Problem& p, int 
         bool is_token = index < STEP * TOKENS;
         int piece = is_token ? index : index - STEP * TOKENS, pieces = is_token ? TOKENS : FEATURES;
         int group = min(step * STEP + piece / pieces, p.groups - 1);
-        const float* row = is_token ? p.token_scales + int64(group) * p.token_stride + first_token
-                                    : p.feature_scales + int64(group) * feature_stride + first_feature;
-        if (index < STEP * (TOKENS + FEATURES)) copy_16(stage + TOKEN_SCALES + index * 16, row + piece % pieces * 4, true);
+        const uint8* row = is_token ? p.token_scales + (int64(group) * p.token_stride + first_token) * 4
+                                    : p.feature_scales + (int64(group) * feature_stride + first_feature) * 4;
+        if (index < STEP * (TOKENS + FEATURES)) copy_16(stage + TOKEN_SCALES + index * 16, row + piece % pieces * 16, true);
     }
 }
 
@@ -127,17 +108,7 @@ __device__ __forceinline__ void copy_up(uint32 target, const Problem& p, int fir
     }
 }
 
-// A block's tiles in turn: the one that its number says, and then every gridDim.x-th, along the features first.
-struct Tile {
-    int first_token, first_feature;
-    __device__ __forceinline__ Tile(const Problem& p) : first_token(0), first_feature(0) { advance(p, blockIdx.x); }
-    __device__ __forceinline__ bool is_within(const Problem& p) const { return first_token < p.tokens; }
-    __device__ __forceinline__ void advance(const Problem& p, int tiles) {
-        int index = first_feature / BLOCK_N + tiles;
-        first_token += index / p.tiles_n() * BLOCK_M;
-        first_feature = index % p.tiles_n() * BLOCK_N;
-    }
-};
+typedef TileWalk<BLOCK_M, BLOCK_N> Tile;
 
 // One step of a tile into a stage; past the last tile nothing.
 __device__ __forceinline__ void copy_stage(const Problem& p, uint32 stage, const Tile& tile, int step) {
@@ -267,74 +238,6 @@ __device__ __forceinline__ void multiply_branch(Sums& total, uint32 stage) {
     }
 }
 
-// x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2 of two numbers, with one division for both.
-__device__ __forceinline__ void gelu(float& a, float& b) {
-    const float outer = -2.302208198f, inner = 0.044715f;  // -2 * sqrt(2 / pi) * log2(e)
-    float ea = 1.0f + exp2_approx(fminf(outer * a * (1.0f + inner * a * a), 60.0f));
-    float eb = 1.0f + exp2_approx(fminf(outer * b * (1.0f + inner * b * b), 60.0f));
-    float inverse;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(ea * eb));
-    float of_a = a * (eb * inverse);
-    b = b * (ea * inverse);
-    a = of_a;
-}
-
-// residual + gate * y in float32: lanes hold two neighbouring numbers of a row, four lanes a whole sector.
-__device__ __forceinline__ void store_gated(const Problem& p, const float (&y)[4], int token, int feature) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        int row = token + i / 2 * 8, column = feature + i % 2;
-        if (row >= p.tokens || column >= p.features) continue;
-        int64 place = int64(row) * p.features + column;
-        float gate = p.gate[int64(row / p.tokens_per_gate) * p.features + column];
-        static_cast<float*>(p.output)[place] = __fmaf_rn(gate, y[i], p.residual[place]);
-    }
-}
-
-// Two tiles side by side: lanes exchange until each has four neighbouring numbers of a row.
-__device__ __forceinline__ void store_halves(const Problem& p, const float (&left)[4], const float (&right)[4], int token, int feature, int t) {
-    bool odd = t & 1;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        half2_bits a = floats_to_half2(left[2 * i], left[2 * i + 1]), b = floats_to_half2(right[2 * i], right[2 * i + 1]);
-        half2_bits other = __shfl_xor_sync(~0u, odd ? a : b, 1);
-        half2_bits x = odd ? other : a, y = odd ? b : other;
-        int row = token + i * 8, column = feature + (odd ? 8 : 0) + t / 2 * 4;
-        if (row >= p.tokens) continue;
-        half_bits* target = static_cast<half_bits*>(p.output) + int64(row) * p.features + column;
-        if (p.features % 4 == 0) {
-            if (column < p.features) asm volatile("st.global.v2.u32 [%0], {%1,%2};" ::"l"(target), "r"(x), "r"(y) : "memory");
-        } else {
-#pragma unroll
-            for (int j = 0; j < 4; ++j)
-                if (column + j < p.features) target[j] = half_bits((j < 2 ? x : y) >> (j % 2 * 16));
-        }
-    }
-}
-
-__device__ __forceinline__ void finish(const Problem& p, Sums& total, int first_token, int first_feature) {
-    int self = thread(), t = self % 4;
-    int token = first_token + self / 32 / WARPS_N * WARP_M + self % 32 / 4, feature = first_feature + self / 32 % WARPS_N * WARP_N;
-#pragma unroll
-    for (int n = 0; n < TILES_N; ++n) {
-        int column = feature + n * 8 + t * 2;
-        float low = column < p.features ? half_to_float(p.bias[column]) : 0.0f;
-        float high = column + 1 < p.features ? half_to_float(p.bias[column + 1]) : 0.0f;
-#pragma unroll
-        for (int m = 0; m < TILES_M; ++m) {
-            float(&y)[4] = total[m][n];
-            y[0] += low, y[1] += high, y[2] += low, y[3] += high;
-            if (p.epilogue == GELU) gelu(y[0], y[1]), gelu(y[2], y[3]);
-            if (p.epilogue == GATED) store_gated(p, y, token + m * 16, column);
-        }
-    }
-    if (p.epilogue == GATED) return;
-#pragma unroll
-    for (int m = 0; m < TILES_M; ++m)
-#pragma unroll
-        for (int n = 0; n < TILES_N; n += 2) store_halves(p, total[m][n], total[m][n + 1], token + m * 16, feature + n * 8, t);
-}
-
 __device__ __forceinline__ void multiply_stage(const Problem& p, Sums& total, uint32 stage, const Lane& lane, int step) {
     if (step < p.steps()) {
         int groups = min(STEP, p.groups - step * STEP);
@@ -351,14 +254,14 @@ __device__ __forceinline__ uint32 next_stage(uint32 stage, uint32 ring) {
 
 __device__ __forceinline__ void linear_tiles(const Problem& p, uint32 ring) {
     int steps = p.steps() + p.branch_steps, next_step = 0;
-    Tile next(p);  // to be copied
+    Tile next(p, blockIdx.x);  // to be copied
     uint32 stage = ring;
     for (int i = 0; i < STAGES - 1; ++i, stage += STAGE_SIZE) {
         copy_stage(p, stage, next, next_step);
         if (++next_step == steps) next_step = 0, next.advance(p, gridDim.x);
     }
     Lane lane(threadIdx.x);
-    for (Tile tile(p); tile.is_within(p); tile.advance(p, gridDim.x)) {
+    for (Tile tile(p, blockIdx.x); tile.is_within(p); tile.advance(p, gridDim.x)) {
         Sums total = {};
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
@@ -369,12 +272,17 @@ __device__ __forceinline__ void linear_tiles(const Problem& p, uint32 ring) {
             stage = next_stage(stage, ring);  // the oldest of the copied ones is also the next to be copied into
             multiply_stage(p, total, stage, lane, step);
         }
-        finish(p, total, tile.first_token, tile.first_feature);
+        int self = thread(), warp = self / 32;
+        int token = tile.first_token + warp / WARPS_N * WARP_M + self % 32 / 4;
+        int feature = tile.first_feature + warp % WARPS_N * WARP_N;
+        uint32 bias[TILES_N];
+        load_bias(p, bias, feature, self % 4);
+        finish(p, total, bias, token, feature, self % 4);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) linear(
-    const uint8* codes, const float* token_scales, const uint8* hidden, const uint8* weights, const float* feature_scales,
+    const uint8* codes, const uint8* token_scales, const uint8* hidden, const uint8* weights, const uint8* feature_scales,
     const half_bits* low_rank_up, const half_bits* bias, const float* gate, const float* residual, void* output,
     int tokens, int features, int groups, int rank, int branch_steps, int token_stride, int tokens_per_gate, int epilogue) {
     extern __shared__ __align__(128) uint8 memory[];

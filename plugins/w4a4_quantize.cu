@@ -1,18 +1,29 @@
 // rtgen::W4A4Linear, first half: activations to INT4 codes, and the thin product of the low-rank branch.
 //
-// A block takes 16 tokens; its warps share out the groups of 64 numbers. In a warp, lane (g, t) holds the numbers
+// A block takes TOKENS tokens; its warps, on Hopper those of a cluster, share out the groups of 64 numbers. In a warp, lane (g, t) holds the numbers
 // 16t .. 16t+15 of a group of the tokens g and g+8. With the numbers of a group in that order, the same registers are
 // the fragments of the tensor cores' product with low_rank_down, so x is read once.
 //
 // Codes are written as the tensor cores of the second half read them (w4a4_layout.cuh): two a byte, the first in the low
 // half; or (INT8=1) one a byte, the numbers with even places of each 32 before those with odd ones (w4a4_linear.cu).
+//
+// The last PREPARING blocks of the first row put the layer's constants into the form that the second half takes.
 #include "w4a4_layout.cuh"
 
-constexpr int WARPS = 6;
+#if WGMMA
+#define CLUSTER __cluster_dims__(1, 1, SPLIT)
+#else
+#define CLUSTER
+#endif
+
+constexpr int WARPS = WGMMA ? 8 : 6;
 constexpr int THREADS = WARPS * 32;
-constexpr int TOKENS = 16;  // of a block
+constexpr int ROW_TILES = WGMMA ? 2 : 1;     // of 16 tokens, with one look at low_rank_down
+constexpr int SPLIT = WGMMA ? 3 : 1;         // blocks of a cluster that share out the groups
+constexpr int PREPARING = WGMMA ? 66 : 132;  // blocks, or clusters of them
+constexpr int TOKENS = 16 * ROW_TILES;       // of a block
 constexpr int OWN = 16;     // numbers of a lane in a row of a group
-constexpr int BLOCKS = __CUDA_ARCH__ < 1000 ? 3 : 2;  // on a multiprocessor; the most without spills
+constexpr int BLOCKS = __CUDA_ARCH__ < 1000 && !WGMMA ? 3 : 2;  // on a multiprocessor; the most without spills
 constexpr float ROUNDING = 12582912.0f;  // 1.5 * 2^23: added to a small number, it leaves its nearest integer
 
 struct Words8 {  // 16 float16
@@ -28,6 +39,28 @@ __device__ __forceinline__ Words8 load_16_halves(const half_bits* address, bool 
             "@p ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
             : "=r"(found.word[i]), "=r"(found.word[i + 1]), "=r"(found.word[i + 2]), "=r"(found.word[i + 3])
             : "l"(address + 2 * i), "r"(int(valid)));
+    return found;
+}
+
+// Groups of 16 rows of a warp on their way to shared memory, DEPTH - 1 of them ahead. Pieces of odd rows change places in
+// pairs, against bank conflicts.
+constexpr int DEPTH = 3, GROUP_ROWS = 16 * GROUP * 2;
+
+__device__ __forceinline__ void copy_group(uint32 target, const half_bits* x, int width, int rows, int lane) {
+#pragma unroll
+    for (int i = 0; i < 16 * 8; i += 32) {
+        int row = (i + lane) / 8, piece = lane % 8;
+        copy_16(target + row * 128 + ((piece ^ (row & 1)) << 4), x + int64(row) * width + piece * 8, row < rows);
+    }
+}
+
+__device__ __forceinline__ Words8 read_row(uint32 group, int row, int t) {
+    Words8 found;
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+        asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(found.word[4 * i]), "=r"(found.word[4 * i + 1]), "=r"(found.word[4 * i + 2]), "=r"(found.word[4 * i + 3])
+                     : "r"(group + row * 128 + (((2 * t + i) ^ (row & 1)) << 4)));
     return found;
 }
 
@@ -93,6 +126,9 @@ __device__ __forceinline__ void store_codes(uint8* panel, int row, int second, i
     uint32 second_word = __shfl_xor_sync(~0u, is_odd ? even[1] : odd[1], 1);
     uint32 x = is_odd ? first_word : even[0], y = is_odd ? second_word : even[1];
     uint32 z = is_odd ? odd[0] : first_word, w = is_odd ? odd[1] : second_word;
+#if FP8
+    x = codes_to_fp8(x), y = codes_to_fp8(y), z = codes_to_fp8(z), w = codes_to_fp8(w);
+#endif
     uint8* target = panel + place_128(row, second * 4 + t);
     if (valid) asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(target), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
 #else
@@ -120,35 +156,47 @@ __device__ __forceinline__ void smooth_row(const Words8& x, const Vectors& vecto
     if (ROTATE) rotate(v, t);
 }
 
+__device__ __forceinline__ void cluster_barrier() {
+    if (SPLIT == 1) return __syncthreads();
+#if WGMMA && __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// Two numbers of a block's shared memory.
+__device__ __forceinline__ void read_pair(const float* own, int block, float& low, float& high) {
+#if WGMMA && __CUDA_ARCH__ >= 900
+    asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %2, %3;\nld.shared::cluster.v2.f32 {%0,%1}, [there];\n}"
+                 : "=f"(low), "=f"(high) : "r"(shared_address(own)), "r"(block) : "memory");
+#else
+    low = own[0], high = own[1];
+#endif
+}
+
 // Sums over the warps, in their order, as float16: 32 ranks of a panel's rows.
-__device__ __forceinline__ void store_hidden(const float (&sums)[4][4], uint8* panel, int first_row, int valid_rows) {
-    __shared__ float parts[WARPS][TOKENS][RANKS + 2];
+__device__ __forceinline__ void store_hidden(const float (&sums)[ROW_TILES][4][4], uint8* memory, uint8* panel, int first_row, int valid_rows) {
+    auto parts = reinterpret_cast<float(*)[TOKENS][RANKS + 2]>(memory);
+    __syncthreads();  // the memory has been others'
     int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
-    for (int n = 0; n < 4; ++n)
+    for (int tile = 0; tile < ROW_TILES; ++tile)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) parts[warp][g + 8 * (i / 2)][8 * n + 2 * t + i % 2] = sums[n][i];
-    __syncthreads();
-    for (int i = threadIdx.x; i < valid_rows * RANKS / 2; i += THREADS) {
+        for (int n = 0; n < 4; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) parts[warp][16 * tile + g + 8 * (i / 2)][8 * n + 2 * t + i % 2] = sums[tile][n][i];
+    cluster_barrier();
+    for (int i = blockIdx.z * THREADS + threadIdx.x; i < valid_rows * RANKS / 2; i += THREADS * SPLIT) {
         int token = i / (RANKS / 2), rank = i % (RANKS / 2) * 2;
         float low = 0.0f, high = 0.0f;
 #pragma unroll
-        for (int part = 0; part < WARPS; ++part) {
-            low += parts[part][token][rank];
-            high += parts[part][token][rank + 1];
+        for (int part = 0; part < WARPS * SPLIT; ++part) {
+            float one, other;
+            read_pair(&parts[part / SPLIT][token][rank], part % SPLIT, one, other);
+            low += one, high += other;
         }
         *reinterpret_cast<half2_bits*>(panel + place_64(first_row + token, rank / 8) + rank % 8 * 2) = floats_to_half2(low, high);
     }
-}
-
-// [features, groups] float16 to [groups, padded features] float32, in units of the integer sums; zeros as padding.
-__device__ __forceinline__ void turn_feature_scales(const half_bits* scales, float* turned, int features, int groups) {
-    int padded = ceil_div(features, FEATURE_BLOCK) * FEATURE_BLOCK;
-    int self = (blockIdx.y * gridDim.x + blockIdx.x) * THREADS + threadIdx.x, threads = gridDim.x * gridDim.y * THREADS;
-    for (int64 i = self; i < int64(groups) * padded; i += threads) {
-        int group = int(i / padded), feature = int(i % padded);
-        turned[i] = feature < features ? half_to_float(scales[int64(feature) * groups + group]) * UNIT : 0.0f;
-    }
+    if (SPLIT > 1) cluster_barrier();  // others have read this block's sums
 }
 
 struct Quantization {
@@ -156,71 +204,212 @@ struct Quantization {
     const half_bits* pre_scale;       // [groups * 64]
     const half_bits* shift;           // [groups * 64]
     const half_bits* low_rank_down;   // [rank, groups * 64]
+    const uint8* weights;             // [features, groups * 32]
     const half_bits* feature_scales;  // [features, groups]
-    uint8* codes;                     // [panels, steps, CODE_PANEL]
-    float* token_scales;  // [groups, token_stride]; of each 16 tokens, those of rows g and g + 8 next to each other
-    uint8* hidden;        // [panels, ranks / 32, HIDDEN_PANEL]
-    float* turned_scales;  // [groups, padded features]
+    const half_bits* low_rank_up;     // [features, rank]
+    uint8* codes;          // [panels, steps, 48, CODE_ROW]; with WGMMA [steps, token_stride, CODE_ROW]
+    uint8* token_scales;   // float32 [groups, token_stride]; of each 16 tokens, those of rows g and g + 8 next to each
+                           // other. With WGMMA float16 [steps, token_stride, 2]
+    uint8* hidden;         // [panels, ranks / 32, 48, BRANCH_ROW]; with WGMMA [ranks / 32, token_stride, BRANCH_ROW]
+    uint8* turned_scales;  // float32 [groups, padded features]; with WGMMA [steps, padded features, SCALE_ROW]
+    uint8* wide_weights;   // with WGMMA [steps, padded features, WEIGHT_ROW]
+    uint8* up;             // with WGMMA [ranks / 32, padded features, BRANCH_ROW]
     int tokens, features, groups, rank, token_stride;
+
+    __device__ __forceinline__ int padded_features() const { return ceil_div(features, FEATURE_BLOCK) * FEATURE_BLOCK; }
 };
+
+#if WGMMA
+constexpr int WIDENED = 4;  // pieces of a thread under way
+
+// 32 packed codes to a byte each, those of even places first: as FP8, or 16 times as INT8.
+__device__ __forceinline__ void store_wide(const Quantization& q, int feature, int piece, const uint32 (&packed)[4], int padded) {
+    uint8* rows = q.wide_weights + int64(piece / 4) * padded * WEIGHT_ROW;
+#pragma unroll
+    for (int odd = 0; odd < 2; ++odd) {
+        uint32 v[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+            v[j] = FP8 ? codes_to_fp8(packed[j] >> (odd * 4)) : (odd ? packed[j] : packed[j] << 4) & 0xf0f0f0f0u;
+        asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(rows + place_128(feature, piece % 4 * 2 + odd)),
+                     "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
+    }
+}
+
+// Past the last feature nothing is written: what is there reaches no output.
+__device__ __forceinline__ void widen_weights(const Quantization& q, int self, int threads) {
+    int pieces = q.groups * 2, count = q.features * pieces, padded = q.padded_features();
+    for (int first = self; first < count; first += threads * WIDENED) {
+        uint32 packed[WIDENED][4];
+#pragma unroll
+        for (int i = 0; i < WIDENED; ++i) {
+            const uint8* from = q.weights + int64(min(first + i * threads, count - 1)) * 16;
+            asm("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];"
+                : "=r"(packed[i][0]), "=r"(packed[i][1]), "=r"(packed[i][2]), "=r"(packed[i][3]) : "l"(from));
+        }
+#pragma unroll
+        for (int i = 0; i < WIDENED; ++i) {
+            int index = first + i * threads;
+            if (index < count) store_wide(q, index / pieces, index % pieces, packed[i], padded);
+        }
+    }
+}
+
+__device__ __forceinline__ void turn_up(const Quantization& q, int self, int threads) {
+    int padded = q.padded_features(), pieces = int(gridDim.y) * (RANKS / 8);
+    for (int i = self; i < padded * pieces; i += threads) {
+        int feature = i / pieces, first = i % pieces * 8, column = first % RANKS;
+        const half_bits* from = q.low_rank_up + int64(feature) * q.rank + first;
+        uint32 v[4] = {};
+        if (feature < q.features && q.rank % 8 == 0) {
+            if (first < q.rank) asm("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3]) : "l"(from));
+        } else if (feature < q.features) {
+#pragma unroll
+            for (int j = 0; j < 8; ++j)
+                if (first + j < q.rank) v[j / 2] |= uint32(from[j]) << (j % 2 * 16);
+        }
+        uint8* rows = q.up + int64(first / RANKS) * padded * BRANCH_ROW;
+        asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(rows + place_64(feature, column / 8)),
+                     "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
+    }
+}
+
+// Both scales of a step in every pair of places: whichever a token's scale meets, it is the right one.
+__device__ __forceinline__ void turn_feature_scales(const Quantization& q, int self, int threads) {
+    int padded = q.padded_features(), steps = ceil_div(q.groups, STEP), count = padded * steps;
+    for (int start = self; start < count; start += threads * WIDENED) {
+        uint32 both[WIDENED];
+#pragma unroll
+        for (int i = 0; i < WIDENED; ++i) {
+            int index = min(start + i * threads, count - 1), feature = min(index / steps, q.features - 1), step = index % steps;
+            const half_bits* from = q.feature_scales + int64(feature) * q.groups + step * STEP;
+            both[i] = pack_halves(from[0], step * STEP + 1 < q.groups ? from[1] : half_bits(0));
+        }
+#pragma unroll
+        for (int i = 0; i < WIDENED; ++i) {
+            int index = start + i * threads;
+            if (index >= count) break;
+            uint8* row = q.turned_scales + (int64(index % steps) * padded + index / steps) * SCALE_ROW;
+#pragma unroll
+            for (int j = 0; j < SCALE_ROW; j += 16)
+                asm volatile("st.global.v4.u32 [%0], {%1,%1,%1,%1};" ::"l"(row + j), "r"(both[i]) : "memory");
+        }
+    }
+}
+#else
+// In float32 and units of the integer sums; zeros past the last feature.
+__device__ __forceinline__ void turn_feature_scales(const Quantization& q, int self, int threads) {
+    int padded = q.padded_features();
+    for (int64 i = self; i < int64(q.groups) * padded; i += threads) {
+        int group = int(i / padded), feature = int(i % padded);
+        half_bits scale = feature < q.features ? q.feature_scales[int64(feature) * q.groups + group] : half_bits(0);
+        reinterpret_cast<float*>(q.turned_scales)[i] = half_to_float(scale) * UNIT;
+    }
+}
+#endif
+
+__device__ __forceinline__ void prepare_constants(const Quantization& q, int block) {
+    int self = (block * SPLIT + blockIdx.z) * THREADS + threadIdx.x, threads = PREPARING * SPLIT * THREADS;
+#if WGMMA
+    widen_weights(q, self, threads);
+    turn_up(q, self, threads);
+#endif
+    turn_feature_scales(q, self, threads);
+}
+
+__device__ __forceinline__ void store_token_scale(const Quantization& q, int token, int group, half_bits scale) {
+#if WGMMA
+    reinterpret_cast<half_bits*>(q.token_scales)[(int64(group / STEP) * q.token_stride + token) * STEP + group % STEP] = scale;
+#else
+    int place = (token & ~15) + (token & 7) * 2 + ((token >> 3) & 1);
+    reinterpret_cast<float*>(q.token_scales)[int64(group) * q.token_stride + place] = half_to_float(scale);
+#endif
+}
 
 template <bool ROTATE>
 __device__ __forceinline__ void quantize(const Quantization& q) {
-    turn_feature_scales(q.feature_scales, q.turned_scales, q.features, q.groups);
+    int preparing = int(blockIdx.x) - int(gridDim.x - PREPARING);
+    if (preparing >= 0) {
+        if (blockIdx.y == 0) prepare_constants(q, preparing);
+        return;
+    }
     int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, first_token = blockIdx.x * TOKENS;
-    int width = q.groups * GROUP, panel = first_token / PANEL, first_row = first_token % PANEL;
+    int width = q.groups * GROUP, panel = first_token / PANEL, first_row = WGMMA ? first_token : first_token % PANEL;
     // Of the lane's first token and rank; those of the others are a uniform number of bytes away.
-    const half_bits* x = q.x + int64(first_token + g) * width + OWN * t;
     const half_bits* down = q.low_rank_down + int64(blockIdx.y * RANKS + g) * width + OWN * t;
-    uint8* codes = q.codes + int64(panel) * ceil_div(q.groups, STEP) * CODE_PANEL;
+    uint8* codes = q.codes + (WGMMA ? 0 : int64(panel) * ceil_div(q.groups, STEP) * CODE_PANEL);
+    int64 step_bytes = WGMMA ? int64(q.token_stride) * CODE_ROW : CODE_PANEL;
     bool stores = blockIdx.y == 0;  // blocks of further ranks have the same codes
-    float sums[4][4] = {};
-    for (int group = threadIdx.x / 32; group < q.groups; group += WARPS) {
+    __shared__ __align__(128) uint8 memory[WARPS * DEPTH * GROUP_ROWS];
+    static_assert(sizeof(memory) >= WARPS * TOKENS * (RANKS + 2) * 4, "also holds the sums of all warps");
+    int lane = threadIdx.x % 32, rows = q.tokens - first_token, slot = 0;
+    int first = blockIdx.z * WARPS + threadIdx.x / 32, last = q.groups;
+    constexpr int APART = WARPS * SPLIT;  // of a warp's groups
+    const half_bits* x = q.x + int64(first_token) * width;
+    uint32 ring = shared_address(memory) + threadIdx.x / 32 * DEPTH * GROUP_ROWS;
+    auto copy = [&](int group, int tile, int place) {
+        if (group < last) copy_group(ring + place * GROUP_ROWS, x + int64(tile) * 16 * width + group * GROUP, width, rows - 16 * tile, lane);
+        commit_copies();
+    };
+#pragma unroll
+    for (int i = 0; i < DEPTH - 1; ++i) copy(first + i / ROW_TILES * APART, i % ROW_TILES, i);
+    float sums[ROW_TILES][4][4] = {};
+    for (int group = first; group < last; group += APART) {
         int column = group * GROUP;
         Vectors vectors = {load_16_halves(q.pre_scale + column + OWN * t, true), load_16_halves(q.shift + column + OWN * t, true)};
-        Words8 row[2];
 #pragma unroll
-        for (int i = 0; i < 2; ++i) row[i] = load_16_halves(x + int64(8 * i) * width + column, first_token + g + 8 * i < q.tokens);
-        uint32 smooth[2][8];
+        for (int tile = 0; tile < ROW_TILES; ++tile) {
+            __syncwarp();  // all lanes have read what is now written over
+            copy(group + (tile + DEPTH - 1) / ROW_TILES * APART, (tile + DEPTH - 1) % ROW_TILES, slot == 0 ? DEPTH - 1 : slot - 1);
+            wait_copies<DEPTH - 1>();
+            __syncwarp();
+            uint32 staged = ring + slot * GROUP_ROWS;
+            slot = slot + 1 == DEPTH ? 0 : slot + 1;
+            int token = first_token + 16 * tile + g;
+            uint32 smooth[2][8];
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            float v[OWN];
-            smooth_row<ROTATE>(row[i], vectors, t, v, smooth[i]);
-            float extreme = extreme_of(v);
-            bool finite = fabsf(extreme) < infinity(), valid = stores && first_token + g + 8 * i < q.tokens;
-            uint32 even[2], odd[2];
-            round_codes(v, extreme, finite, even, odd);
-            store_codes(codes + int64(group / STEP) * CODE_PANEL, first_row + g + 8 * i, group % STEP, t, valid, even, odd);
-            float scale = finite ? __fmul_rn(extreme, -0.125f) : __uint_as_float(0x7fc00000u);
-            if (valid && t == 0) q.token_scales[int64(group) * q.token_stride + first_token + g * 2 + i] = scale;
-        }
+            for (int i = 0; i < 2; ++i) {
+                float v[OWN];
+                smooth_row<ROTATE>(read_row(staged, g + 8 * i, t), vectors, t, v, smooth[i]);
+                float extreme = extreme_of(v);
+                bool finite = fabsf(extreme) < infinity(), valid = stores && token + 8 * i < q.tokens;
+                uint32 even[2], odd[2];
+                round_codes(v, extreme, finite, even, odd);
+                store_codes(codes + group / STEP * step_bytes, first_row + 16 * tile + g + 8 * i, group % STEP, t, valid, even, odd);
+                half_bits scale = finite ? float_to_half(__fmul_rn(extreme, -0.125f)) : half_bits(0x7fff);
+                if (valid && t == 0) store_token_scale(q, token + 8 * i, group, scale);
+            }
 #pragma unroll
-        for (int n = 0; n < 4; ++n) {
-            bool valid = blockIdx.y * RANKS + 8 * n + g < q.rank;
-            Words8 b = load_16_halves(down + int64(8 * n) * width + column, valid);
+            for (int n = 0; n < 4; ++n) {
+                bool valid = blockIdx.y * RANKS + 8 * n + g < q.rank;
+                Words8 b = load_16_halves(down + int64(8 * n) * width + column, valid);
 #pragma unroll
-            for (int k = 0; k < 4; ++k) {
-                uint32 a[4] = {smooth[0][2 * k], smooth[1][2 * k], smooth[0][2 * k + 1], smooth[1][2 * k + 1]};
-                mma_f16(sums[n], a, b.word[2 * k], b.word[2 * k + 1]);
+                for (int k = 0; k < 4; ++k) {
+                    uint32 a[4] = {smooth[0][2 * k], smooth[1][2 * k], smooth[0][2 * k + 1], smooth[1][2 * k + 1]};
+                    mma_f16(sums[tile][n], a, b.word[2 * k], b.word[2 * k + 1]);
+                }
             }
         }
     }
-    uint8* hidden = q.hidden + (int64(panel) * gridDim.y + blockIdx.y) * HIDDEN_PANEL;
-    store_hidden(sums, hidden, first_row, min(TOKENS, q.tokens - first_token));
+    uint8* hidden = q.hidden + (WGMMA ? int64(blockIdx.y) * q.token_stride * BRANCH_ROW
+                                      : (int64(panel) * gridDim.y + blockIdx.y) * HIDDEN_PANEL);
+    store_hidden(sums, memory, hidden, first_row, min(TOKENS, rows));
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) quantize_plain(
+extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, BLOCKS) quantize_plain(
     const half_bits* x, const half_bits* pre_scale, const half_bits* shift, const half_bits* low_rank_down,
-    const half_bits* feature_scales, uint8* codes, float* token_scales, uint8* hidden, float* turned_scales, int tokens,
-    int features, int groups, int rank, int token_stride) {
-    quantize<false>({x, pre_scale, shift, low_rank_down, feature_scales, codes, token_scales, hidden, turned_scales,
-                     tokens, features, groups, rank, token_stride});
+    const uint8* weights, const half_bits* feature_scales, const half_bits* low_rank_up, uint8* codes,
+    uint8* token_scales, uint8* hidden, uint8* turned_scales, uint8* wide_weights, uint8* up, int tokens, int features,
+    int groups, int rank, int token_stride) {
+    quantize<false>({x, pre_scale, shift, low_rank_down, weights, feature_scales, low_rank_up, codes, token_scales, hidden,
+                 turned_scales, wide_weights, up, tokens, features, groups, rank, token_stride});
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) quantize_rotated(
+extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, BLOCKS) quantize_rotated(
     const half_bits* x, const half_bits* pre_scale, const half_bits* shift, const half_bits* low_rank_down,
-    const half_bits* feature_scales, uint8* codes, float* token_scales, uint8* hidden, float* turned_scales, int tokens,
-    int features, int groups, int rank, int token_stride) {
-    quantize<true>({x, pre_scale, shift, low_rank_down, feature_scales, codes, token_scales, hidden, turned_scales,
-                    tokens, features, groups, rank, token_stride});
+    const uint8* weights, const half_bits* feature_scales, const half_bits* low_rank_up, uint8* codes,
+    uint8* token_scales, uint8* hidden, uint8* turned_scales, uint8* wide_weights, uint8* up, int tokens, int features,
+    int groups, int rank, int token_stride) {
+    quantize<true>({x, pre_scale, shift, low_rank_down, weights, feature_scales, low_rank_up, codes, token_scales, hidden,
+                 turned_scales, wide_weights, up, tokens, features, groups, rank, token_stride});
 }

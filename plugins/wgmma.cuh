@@ -12,6 +12,16 @@ __device__ __forceinline__ uint64 matrix_descriptor(uint32 address, uint32 leadi
            (uint64(1) << 62);
 }
 
+// The same for rows of 32 bytes: piece p of row r lies at p ^ (r / 4 % 2).
+__device__ __forceinline__ uint64 matrix_descriptor_32(uint32 address, uint32 stride_offset) {
+    return uint64((address & 0x3ffff) >> 4) | (uint64(1) << 16) | (uint64(stride_offset >> 4) << 32) | (uint64(3) << 62);
+}
+
+// The descriptor of a place so many bytes further. No carry leaves the low half, and half the instructions are saved.
+__device__ __forceinline__ uint64 advanced(uint64 descriptor, int bytes) {
+    return (descriptor & 0xffffffff00000000ull) | uint32(uint32(descriptor) + (bytes >> 4));
+}
+
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
@@ -127,6 +137,70 @@ __device__ __forceinline__ void wgmma_f16_64x32x16(float (&c)[16], uint64 a, uin
         : "l"(a), "l"(b), "r"(add));
 }
 
+// c (+)= A B^T with A [64, 32] in registers and B [40, 32] in shared memory: FP8.
+__device__ __forceinline__ void wgmma_e4m3_64x40x32(float (&c)[20], const uint32 (&a)[4], uint64 b, int add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %25, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n40k32.f32.e4m3.e4m3 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19 "
+        "}, {%20, %21, %22, %23}, %24, p, 1, 1;\n}\n"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
+          "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]),
+          "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+}
+
+// c (+)= A B^T with float16 A [64, 16] in registers and B [40, 16] in shared memory, rows of the summed dimension.
+__device__ __forceinline__ void wgmma_f16_64x40x16_rows(float (&c)[20], const uint32 (&a)[4], uint64 b, int add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %25, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n40k16.f32.f16.f16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19 "
+        "}, {%20, %21, %22, %23}, %24, p, 1, 1, 0;\n}\n"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
+          "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]),
+          "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+}
+
+// c (+)= A B^T with A [64, 32] in registers and B [32, 32] in shared memory: FP8.
+__device__ __forceinline__ void wgmma_e4m3_64x32x32(float (&c)[16], const uint32 (&a)[4], uint64 b, int add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15 "
+        "}, {%16, %17, %18, %19}, %20, p, 1, 1;\n}\n"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
+          "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+}
+
+// The same with int8.
+__device__ __forceinline__ void wgmma_s8_64x32x32(int (&c)[16], const uint32 (&a)[4], uint64 b, int add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n32k32.s32.s8.s8 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15 "
+        "}, {%16, %17, %18, %19}, %20, p;\n}\n"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]), "+r"(c[4]), "+r"(c[5]), "+r"(c[6]), "+r"(c[7]),
+          "+r"(c[8]), "+r"(c[9]), "+r"(c[10]), "+r"(c[11]), "+r"(c[12]), "+r"(c[13]), "+r"(c[14]), "+r"(c[15])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+}
+
+// c (+)= A B^T with float16 A [64, 16] in registers and B [32, 16] in shared memory, rows of the summed dimension.
+__device__ __forceinline__ void wgmma_f16_64x32x16_rows(float (&c)[16], const uint32 (&a)[4], uint64 b, int add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15 "
+        "}, {%16, %17, %18, %19}, %20, p, 1, 1, 0;\n}\n"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
+          "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+}
+
 __device__ __forceinline__ void fence_shared_for_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Does not wait.
@@ -151,6 +225,31 @@ __device__ __forceinline__ void barrier_init(uint32 barrier, int count) {
 
 __device__ __forceinline__ void barrier_arrive(uint32 barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Arrives, and has the barrier wait for so many bytes of copy_bulk too.
+__device__ __forceinline__ void barrier_expect(uint32 barrier, uint32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+// Arrives at a block's barrier of the cluster; `barrier` is the address of this block's own.
+__device__ __forceinline__ void barrier_arrive_at(uint32 barrier, int rank) {
+    asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier), "r"(rank) : "memory");
+}
+
+// From global to shared memory by the copy engine; addresses and size are multiples of 16.
+__device__ __forceinline__ void copy_bulk(uint32 target, const void* source, uint32 bytes, uint32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target), "l"(source),
+                 "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
+// The same to all blocks of a cluster whose bits are in `mask`, each at the same place and with its own barrier.
+__device__ __forceinline__ void copy_bulk_to_all(uint32 target, const void* source, uint32 bytes, uint32 barrier, uint16 mask) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(target),
+                 "l"(source), "r"(bytes), "r"(barrier), "h"(mask)
+                 : "memory");
 }
 
 __device__ __forceinline__ void barrier_wait(uint32 barrier, uint32 parity) {

@@ -14,7 +14,7 @@ The arithmetic, which every implementation shares (f32 and f16 are roundings; a 
     v       = f32(x * pre_scale - shift)                     the product is exact: two float16 make a float32
     r       = butterflies(v) / 8 with rotate, else v         see :func:`rotate_groups` for the order
     extreme = the number of the group with the largest magnitude; the negative one of two
-    scale   = extreme / -8                                   exact; may be negative
+    scale   = f16(extreme / -8)                              may be negative
     code_x  = round_half_even(f32(r * f32(-8 / extreme)))    clipped to -8 .. 7; all 0 where extreme is 0
     sum     = integer sum of code_x * code_w over a group    exact in any order; at most 64 * 8 * 8
     acc     = f32(acc + f32(f32(sum * scale_w) * scale))     groups in ascending order; sum * scale_w is exact
@@ -110,7 +110,7 @@ def quantize_groups(values: Tensor) -> tuple[Tensor, Tensor]:
     # A division, not "LOWEST / extreme": torch takes the reciprocal first there, and rounds twice.
     inverse = torch.where((extreme != 0) & finite, torch.div(lowest, extreme), 0.0)
     codes = torch.where(finite, (groups * inverse).round().clamp(LOWEST, HIGHEST), 0.0)
-    return codes, torch.where(finite, torch.div(extreme, lowest), torch.nan)
+    return codes, torch.where(finite, torch.div(extreme, lowest).half().float(), torch.nan)
 
 
 def unpack_codes(codes: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Launch plan of ``rtgen::W4A4Linear``: which kernels, tiles and scratch memory a layer takes.
 
 Two kernels: ``w4a4_quantize.cu`` turns activations into codes and computes the thin product of the low-rank branch,
-``w4a4_linear.cu`` does the rest. Both exist for INT4 and for INT8 tensor cores, and give the same bits.
+``w4a4_linear.cu`` (on Hopper ``w4a4_linear_wgmma.cu``) does the rest. All ways to multiply give the same bits.
 """
 
 from __future__ import annotations
@@ -17,107 +17,146 @@ if TYPE_CHECKING:
     from rtgen.plugins.loader import LoadedKernels
 
 GROUP: Final = 64
-INT4_TENSOR_CORES: Final = frozenset({"7.5", "8.0", "8.6", "8.9"})
-"""Compute capabilities whose tensor cores multiply INT4. Hopper and Blackwell emulate it, slowly."""
 
 NONE, GELU, GATED = 0, 1, 2
-"""Epilogues, as ``w4a4_linear.cu`` numbers them."""
+"""Epilogues, as ``plugins/w4a4_problem.cuh`` numbers them."""
 
-_QUANTIZED_TOKENS: Final = 16
-_QUANTIZE_THREADS: Final = 192
+
 _STEP: Final = 2
 _RANKS: Final = 32
-_TOKEN_BLOCK: Final = 288
-"""A multiple of the tokens of every tile."""
-_FEATURE_BLOCK: Final = 192
 
 
 @dataclass(frozen=True)
 class Tile:
-    """What a thread block of ``w4a4_linear.cu`` computes: warps of 48 tokens by 48 features."""
+    """What a thread block of the second kernel computes at a time, or a cluster of them."""
 
-    warps_m: int
-    warps_n: int
-    stages: int
+    tokens: int
+    features: int
+    threads: int
     per_multiprocessor: int
     """Blocks that share one."""
     time: float
-    """Of a block with its neighbours on the multiprocessor, relative to the other tiles of the GPU."""
-
-    @property
-    def tokens(self) -> int:
-        return 48 * self.warps_m
-
-    @property
-    def features(self) -> int:
-        return 48 * self.warps_n
-
-    @property
-    def threads(self) -> int:
-        return 32 * self.warps_m * self.warps_n
-
-    def shared(self, int8: bool) -> int:
-        """Bytes of shared memory: stages of codes, weights, and float32 scales of two groups."""
-        codes = 128 if int8 else 64
-        return self.stages * (self.tokens * (codes + 2 * 4) + self.features * (64 + 2 * 4))
-
-    def source(self, int8: bool) -> KernelSource:
-        macros = (("INT8", int(int8)), ("WARPS_M", self.warps_m), ("WARPS_N", self.warps_n), ("STAGES", self.stages))
-        return KernelSource("w4a4_linear.cu", macros)
+    """Of a tile with its neighbours on the multiprocessor, relative to the other tiles of the GPU."""
+    shared: int
+    """Bytes of shared memory."""
+    source: KernelSource
+    cluster: int = 1
+    """Blocks that compute a tile together."""
 
     def count(self, tokens: int, features: int) -> int:
         """Tiles of an output."""
         return -(-features // self.features) * -(-tokens // self.tokens)
 
-    def blocks(self, multiprocessors: int) -> int:
-        """That run at once."""
-        return multiprocessors * self.per_multiprocessor
+    def at_once(self, multiprocessors: int) -> int:
+        """Tiles that are computed at once."""
+        return max(1, multiprocessors * self.per_multiprocessor // self.cluster)
 
     def cost(self, tokens: int, features: int, multiprocessors: int) -> float:
         """Rounds of tiles times their length."""
-        return -(-self.count(tokens, features) // self.blocks(multiprocessors)) * self.time
+        return -(-self.count(tokens, features) // self.at_once(multiprocessors)) * self.time
+
+    def blocks(self, tokens: int, features: int, multiprocessors: int) -> int:
+        """Of a launch."""
+        return self.cluster * min(self.count(tokens, features), self.at_once(multiprocessors))
 
 
-TILES: Final = (Tile(2, 4, 3, 1, 0.8), Tile(1, 2, 3, 2, 0.5))
-"""Where a block may have 99 KB of shared memory. Times are those of an H200."""
-OTHER_TILES: Final[Mapping[str, tuple[Tile, ...]]] = {
-    "7.5": (Tile(2, 4, 2, 1, 0.8), Tile(1, 2, 2, 1, 0.4)),  # 64 KB
-    "9.0": (Tile(3, 4, 4, 1, 1.0), Tile(1, 2, 3, 4, 0.8)),  # 227 KB
-}
-"""By compute capability, where it may have less or more."""
+@dataclass(frozen=True)
+class Path:
+    """A way to multiply the codes, and the sizes of ``plugins/w4a4_layout.cuh`` that belong to it, in bytes."""
+
+    macros: tuple[tuple[str, int], ...]
+    token_block: int
+    """Tokens are padded to a multiple: whole panels of every tile."""
+    feature_block: int
+    code_row: int
+    """Of a token's codes in a step."""
+    token_scales: int
+    """Of a token's scales in a step."""
+    feature_scales: int
+    quantize: tuple[int, int, int, int] = (16, 192, 132, 1)
+    """Of ``w4a4_quantize.cu``: tokens and threads of a block, blocks that prepare weights and scales, and blocks of a
+    cluster, which share the work of one."""
+    weight_row: int = 0
+    """Of a feature's codes in a step where the weights are taken apart ahead, and ``low_rank_up`` put in rows."""
+
+    def quantize_source(self) -> KernelSource:
+        return KernelSource("w4a4_quantize.cu", self.macros)
+
+
+INT4: Final = Path((("INT8", 0),), 288, 192, 64, 8, 8)
+"""On INT4 tensor cores (mma.sync)."""
+
+INT8: Final = Path((("INT8", 1),), 288, 192, 128, 8, 8)
+"""The same integers on INT8 tensor cores."""
+
+HOPPER_INT8: Final = Path((("INT8", 1), ("WGMMA", 1), ("FP8", 0)), 192, 160, 128, 4, 32, (32, 256, 66, 3), 128)
+"""The same on INT8 tensor cores by wgmma, the only way to full speed on Hopper."""
+
+HOPPER_FP8: Final = Path((("INT8", 1), ("WGMMA", 1), ("FP8", 1)), 192, 160, 128, 4, 32, (32, 256, 66, 3), 128)
+"""The same integers as float8, which is exact: their sums need no conversion."""
+
+PATHS: Final[Mapping[str, Path]] = {"7.5": INT4, "8.0": INT4, "8.6": INT4, "8.9": INT4, "9.0": HOPPER_FP8}
+"""By compute capability; INT8 elsewhere. Hopper and Blackwell emulate INT4, slowly."""
+
+
+def warp_tile(path: Path, rows: int, columns: int, stages: int, per_multiprocessor: int, time: float) -> Tile:
+    """A tile of ``w4a4_linear.cu``: ``rows`` x ``columns`` warps, each with 48 tokens and 48 features."""
+    tokens, features = 48 * rows, 48 * columns
+    shared = stages * (tokens * (path.code_row + path.token_scales) + features * (GROUP + path.feature_scales))
+    macros = (*path.macros, ("WARPS_M", rows), ("WARPS_N", columns), ("STAGES", stages))
+    source = KernelSource("w4a4_linear.cu", macros)
+    return Tile(tokens, features, 32 * rows * columns, per_multiprocessor, time, shared, source)
+
+
+def hopper_tile(path: Path, stages: int = 4, **macros: int) -> Tile:
+    """The tile of ``w4a4_linear_wgmma.cu``: two blocks side by side, each with 192 tokens and 160 features."""
+    stage = 192 * (path.code_row + path.token_scales) + 160 * (path.weight_row + path.feature_scales)
+    cluster = macros.get("CLUSTER", 1)
+    source = KernelSource(
+        "w4a4_linear_wgmma.cu", (("FP8", dict(path.macros)["FP8"]), ("STAGES", stages), *sorted(macros.items()))
+    )
+    shared = 1024 + stages * -(-stage // 1024) * 1024
+    return Tile(192, 160 * cluster, 512, 1, 1.0, shared, source, cluster)
+
+
+def tiles(path: Path, compute_capability: str) -> tuple[Tile, ...]:
+    """What a GPU chooses from. A block may have 64 KB of shared memory on Turing, 99 KB and more elsewhere."""
+    if path.weight_row:
+        return (hopper_tile(path),)
+    stages = 2 if compute_capability == "7.5" else 3
+    return warp_tile(path, 2, 4, stages, 1, 0.7), warp_tile(path, 1, 2, stages, 2, 0.5)
 
 
 @dataclass(frozen=True)
 class Scratch:
-    """Offsets in the workspace, in bytes, and its size. ``plugins/w4a4_layout.cuh`` says how its parts lie."""
+    """Offsets in the workspace, in bytes, and its size. ``plugins/w4a4_quantize.cu`` says how its parts lie."""
 
     codes: int
-    """Of the activations, a byte or half a byte each."""
+    """Of the activations."""
     token_scales: int
-    """[groups, padded tokens] float32."""
     hidden: int
-    """The thin product, [padded tokens, padded rank] float16."""
+    """The thin product, float16."""
     feature_scales: int
-    """[groups, padded features] float32."""
+    wide_weights: int
+    """Weights with a byte a code, where the path takes them so."""
+    up: int
+    """low_rank_up in rows of 32 ranks, likewise."""
     size: int
 
 
-def scratch(tokens: int, features: int, width: int, rank: int, int8: bool) -> Scratch:
+def scratch(path: Path, tokens: int, features: int, width: int, rank: int) -> Scratch:
     """The workspace of a layer."""
-    rows, groups = padded_tokens(tokens), width // GROUP
-    steps = -(-groups // _STEP)
+    rows, columns = _padded(tokens, path.token_block), _padded(features, path.feature_block)
+    steps, ranks = -(-width // (_STEP * GROUP)), padded_rank(rank)
     sizes = (
-        rows * steps * _STEP * GROUP // (1 if int8 else 2),
-        groups * rows * 4,
-        rows * padded_rank(rank) * 2,
-        groups * _padded(features, _FEATURE_BLOCK) * 4,
+        rows * steps * path.code_row,
+        rows * steps * path.token_scales,
+        rows * ranks * 2,
+        columns * steps * path.feature_scales,
+        columns * steps * path.weight_row,
+        columns * ranks * 2 if path.weight_row else 0,
     )
     return Scratch(*scratch_places(sizes))
-
-
-def padded_tokens(tokens: int) -> int:
-    """Every tile shape finds whole panels in memory."""
-    return _padded(tokens, _TOKEN_BLOCK)
 
 
 def padded_rank(rank: int) -> int:
@@ -125,27 +164,21 @@ def padded_rank(rank: int) -> int:
     return _padded(max(1, rank), _RANKS)
 
 
-def tiles(compute_capability: str) -> tuple[Tile, ...]:
-    """What a GPU chooses from."""
-    return OTHER_TILES.get(compute_capability, TILES)
-
-
 @dataclass(frozen=True)
 class W4A4LinearKernel:
     """Of W4A4Linear, and of W4A4LinearGated, which has the inputs gate and residual besides."""
 
     gated: bool = False
-    int8: bool | None = None
-    """Whether INT8 tensor cores multiply; None: where the GPU has none for INT4."""
+    path: Path | None = None
+    """None: the GPU's."""
 
     def sources(self, attributes: Attributes, compute_capability: str) -> tuple[KernelSource, ...]:
-        int8 = self._int8(compute_capability)
-        return (_quantize_source(int8), *(tile.source(int8) for tile in tiles(compute_capability)))
+        path = self._path(compute_capability)
+        return (path.quantize_source(), *(tile.source for tile in tiles(path, compute_capability)))
 
     def workspace(self, inputs: Sequence[Shape], attributes: Attributes, compute_capability: str) -> int:
         *leading, width = inputs[0]
-        features, rank = inputs[1][0], inputs[5][0]
-        return scratch(prod(leading), features, width, rank, self._int8(compute_capability)).size
+        return scratch(self._path(compute_capability), prod(leading), inputs[1][0], width, inputs[5][0]).size
 
     def launch(
         self,
@@ -159,48 +192,45 @@ class W4A4LinearKernel:
         from rtgen.plugins.loader import Pointer
 
         *leading, width = inputs[0].shape
-        tokens, features, rank = prod(leading), inputs[1].shape[0], inputs[5].shape[0]
+        tokens, features, rank, groups = prod(leading), inputs[1].shape[0], inputs[5].shape[0], width // GROUP
         if not tokens or not features:
             return
         x, weights, feature_scales, pre_scale, shift, down, up, bias = (Pointer(view.address) for view in inputs[:8])
-        int8, groups = self._int8(kernels.compute_capability), width // GROUP
-        places = scratch(tokens, features, width, rank, int8)
-        codes, token_scales = Pointer(workspace + places.codes), Pointer(workspace + places.token_scales)
-        hidden, turned_scales = Pointer(workspace + places.hidden), Pointer(workspace + places.feature_scales)
-        branch_steps, token_stride = padded_rank(rank) // _RANKS, padded_tokens(tokens)
+        path = self._path(kernels.compute_capability)
+        block_tokens, threads, preparing, cluster = path.quantize
+        at = scratch(path, tokens, features, width, rank)
+        parts = (at.codes, at.token_scales, at.hidden, at.feature_scales, at.wide_weights, at.up)
+        codes, token_scales, hidden, turned, wide, up_rows = (Pointer(workspace + offset) for offset in parts)
+        branch_steps, token_stride = padded_rank(rank) // _RANKS, _padded(tokens, path.token_block)
         kernels.launch(
             stream,
-            _quantize_source(int8),
+            path.quantize_source(),
             "quantize_rotated" if attributes["rotate"] else "quantize_plain",
-            (-(-tokens // _QUANTIZED_TOKENS), branch_steps),
-            _QUANTIZE_THREADS,
-            *(x, pre_scale, shift, down, feature_scales, codes, token_scales, hidden, turned_scales),
+            (-(-tokens // block_tokens) + preparing, branch_steps, cluster),
+            threads,
+            *(x, pre_scale, shift, down, weights, feature_scales, up),
+            *(codes, token_scales, hidden, turned, wide, up_rows),
             *(tokens, features, groups, rank, token_stride),
         )
-        tile = min(
-            tiles(kernels.compute_capability), key=lambda tile: tile.cost(tokens, features, kernels.multiprocessors)
-        )
+        count = kernels.multiprocessors
+        tile = min(tiles(path, kernels.compute_capability), key=lambda tile: tile.cost(tokens, features, count))
         gate, residual = (Pointer(view.address) for view in inputs[8:]) if self.gated else (Pointer(0), Pointer(0))
         tokens_per_gate = tokens // prod(inputs[8].shape[:-1]) if self.gated else 1
-        epilogue = GATED if self.gated else int(attributes["epilogue"])
+        weights, up = (wide, up_rows) if path.weight_row else (weights, up)
         kernels.launch(
             stream,
-            tile.source(int8),
+            tile.source,
             "linear",
-            (min(tile.count(tokens, features), tile.blocks(kernels.multiprocessors)),),
+            (tile.blocks(tokens, features, count),),
             tile.threads,
-            *(codes, token_scales, hidden, weights, turned_scales, up, bias, gate, residual),
-            *(Pointer(outputs[0].address), tokens, features, groups, rank, branch_steps, token_stride),
-            *(tokens_per_gate, epilogue),
-            shared=tile.shared(int8),
+            *(codes, token_scales, hidden, weights, turned, up, bias, gate, residual, Pointer(outputs[0].address)),
+            *(tokens, features, groups, rank, branch_steps, token_stride),
+            *(tokens_per_gate, GATED if self.gated else int(attributes["epilogue"])),
+            shared=tile.shared,
         )
 
-    def _int8(self, compute_capability: str) -> bool:
-        return compute_capability not in INT4_TENSOR_CORES if self.int8 is None else self.int8
-
-
-def _quantize_source(int8: bool) -> KernelSource:
-    return KernelSource("w4a4_quantize.cu", (("INT8", int(int8)),))
+    def _path(self, compute_capability: str) -> Path:
+        return PATHS.get(compute_capability, INT8) if self.path is None else self.path
 
 
 def _padded(size: int, multiple: int) -> int:

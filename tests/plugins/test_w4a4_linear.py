@@ -117,7 +117,7 @@ def exact(codes, arguments, rotate):
     groups = values.reshape(-1, scales.shape[1], GROUP)
     high, low = groups.max(-1, keepdims=True), groups.min(-1, keepdims=True)
     extreme = np.where(high > -low, high, low)
-    step = extreme / np.float32(-8)
+    step = (extreme / np.float32(-8)).astype(np.float16).astype(np.float32)
     inverse = np.divide(np.float32(-8), extreme, out=np.zeros_like(extreme), where=extreme != 0)
     x_codes = np.clip(np.rint(groups * inverse), -8, 7).astype(np.int64)
     integers = np.einsum("mgi,ngi->gmn", x_codes, codes.reshape(len(codes), -1, GROUP).astype(np.int64))
