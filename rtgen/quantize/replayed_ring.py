@@ -87,7 +87,7 @@ class CodedAttention:
         outputs = []
         for one in range(len(query)):
             ring = CodedKVRing(self._settings, [codes], [scales], [centres], write_index, valid_length, frame_tokens)
-            outputs.append(ring(0, *(tensor[one : one + 1] for tensor in (query, key, value))))
+            outputs.append(ring(0, *(tensor[one : one + 1].contiguous() for tensor in (query, key, value))))
         self.own = tuple(ring.tensors)
         return torch.cat(outputs)
 

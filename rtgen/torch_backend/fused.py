@@ -31,18 +31,22 @@ class Product:
     """Linear layers that read the same input, as a step leaves it: codes where all of them multiply in FP8."""
 
     step: Tensor | None
-    """Of the codes: the largest of the layers', so that none saturates; None for float16."""
+    """Of the codes; None for float16."""
 
-    def __init__(self, *layers: nn.Module) -> None:
-        self._layers = layers
-        steps = [layer.input_scale for layer in layers if isinstance(layer, Fp8Linear)]
-        self.step = torch.stack(steps).amax() if len(steps) == len(layers) else None
+    def __init__(self, steps: Steps, *layers: nn.Module) -> None:
+        self._steps, self._layers = steps, layers
+        found = [layer.input_scale for layer in layers if isinstance(layer, Fp8Linear)]
+        self._coded = torch.stack(found).amax() if found else None  # the largest: no layer's input saturates
+        self.step = self._coded if len(found) == len(layers) else None
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """x [T, in] to [T, out] of each layer."""
-        if self.step is None:
+        if self._coded is None:
             return tuple(layer(x) for layer in self._layers)
-        return tuple(layer.multiply(x, self.step) for layer in self._layers)
+        codes = x if self.step is not None else self._steps.encode(x, self._coded)
+        return tuple(
+            layer.multiply(codes, self._coded) if isinstance(layer, Fp8Linear) else layer(x) for layer in self._layers
+        )
 
 
 class FusedDenoiser:
@@ -53,7 +57,7 @@ class FusedDenoiser:
         self._layers = [_Layer(block, steps, model.config.eps) for block in model.blocks]  # type: ignore[arg-type]
         self._modulation = torch.stack([_factors(block.modulation, _SCALES) for block in model.blocks])[:, None]
         self._head_modulation = _factors(model.head.modulation, (1,))
-        self._head = Product(model.head.head)
+        self._head = Product(steps, model.head.head)
 
     def prepare(self, context: Tensor) -> None:
         """Keep keys and values of the encoded prompt [1, L, text_dim] for the passes that follow. They stay where they
@@ -93,12 +97,12 @@ class _Layer:
     def __init__(self, block: Block, steps: Steps, eps: float) -> None:
         own, ffn = block.self_attn, block.ffn
         self._number, self._steps, self._eps = block.layer, steps, eps
-        self._projections, self._output = Product(own.q, own.k, own.v), Product(own.o)
+        self._projections, self._output = Product(steps, own.q, own.k, own.v), Product(steps, own.o)
         self._gains = own.norm_q.weight.float(), own.norm_k.weight.float()
         self._affine = block.norm3.weight.float(), block.norm3.bias.float()
         self._prompt = _PromptAttention(block.cross_attn, steps, eps)
-        self._wide, self._narrow = ffn[0], Product(ffn[2])
-        self._widen = Product(ffn[0])
+        self._wide, self._narrow = ffn[0], Product(steps, ffn[2])
+        self._widen = Product(steps, ffn[0])
 
     def prepare(self, text: Tensor) -> None:
         self._prompt.prepare(text)
@@ -132,7 +136,7 @@ class _PromptAttention:
 
     def __init__(self, attention: CrossAttention, steps: Steps, eps: float) -> None:
         self._attention, self._steps, self._eps = attention, steps, eps
-        self._query, self._output = Product(attention.q), Product(attention.o)
+        self._query, self._output = Product(steps, attention.q), Product(steps, attention.o)
         self._gain = attention.norm_q.weight.float()
         self._kept: Sequence[Tensor] = ()
 

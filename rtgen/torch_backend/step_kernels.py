@@ -81,6 +81,9 @@ class KernelSteps:
         self._launch("merge", step, (tokens,), self._threads, _at(attention), _at(step), _at(out), *strides)
         return out
 
+    def encode(self, x: Tensor, step: Tensor) -> Tensor:
+        return self.merge(x[None].unflatten(2, (self._heads, -1)).transpose(1, 2), step)
+
     def gelu(self, x: Tensor, step: Tensor | None) -> Tensor:
         out, count = _result(tuple(x.shape), x, step), x.numel()
         grid = (-(-count // (OWN * _ELEMENTWISE)),)

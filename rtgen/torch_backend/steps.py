@@ -43,6 +43,9 @@ class Steps(Protocol):
     def merge(self, attention: Tensor, step: Tensor | None) -> Tensor:
         """The attention of all heads, [1, heads, T, head_dim] of any strides, to [T, dim]."""
 
+    def encode(self, x: Tensor, step: Tensor) -> Tensor:
+        """Codes of tokens [T, dim]."""
+
     def gelu(self, x: Tensor, step: Tensor | None) -> Tensor:
         """GELU by tanh."""
 
@@ -83,6 +86,9 @@ class PlainSteps:
 
     def merge(self, attention: Tensor, step: Tensor | None) -> Tensor:
         return _left(attention[0].transpose(0, 1).flatten(1), step)
+
+    def encode(self, x: Tensor, step: Tensor) -> Tensor:
+        return _left(x, step)
 
     def gelu(self, x: Tensor, step: Tensor | None) -> Tensor:
         return _left(F.gelu(x.float(), approximate="tanh"), step)

@@ -135,6 +135,8 @@ def test_kernels_between_products_are_their_reference(width, heads, frames, toke
         yield steps.merge(attention, step)
         yield steps.merge(attention.contiguous(), step)
         yield steps.gelu(halves[0] * 3, step)
+        if step is not None:
+            yield steps.encode(halves[0], step)
 
     for number, (found, expected) in enumerate(zip(outputs(kernels), outputs(plain), strict=True)):
         assert (found.dtype, found.shape) == (expected.dtype, expected.shape)

@@ -35,6 +35,6 @@ def test_layers_that_share_an_input_share_the_widest_range():
     model = with_fp8(half_model())
     attention = model.blocks[0].self_attn
     attention.k.input_scale *= 2
-    product = Product(attention.q, attention.k, attention.v)
+    product = Product(PlainSteps(CONFIG.heads), attention.q, attention.k, attention.v)
     assert torch.equal(product.step, attention.k.input_scale)
-    assert Product(attention.q, torch.nn.Linear(128, 128)).step is None
+    assert Product(PlainSteps(CONFIG.heads), attention.q, torch.nn.Linear(128, 128)).step is None
