@@ -1,12 +1,12 @@
 """The denoiser with everything between its matrix products in a few kernels, and the prompt's keys and values kept.
 
-It computes what :class:`rtgen.models.dit.CausalVideoDiT` does. Two things are rounded less often: what becomes FP8 codes is not
-rounded to float16 before, and normed queries and keys are not before they are rotated.
+It computes what :class:`rtgen.models.dit.CausalVideoDiT` does. Two things are rounded less often: what becomes FP8
+codes is not rounded to float16 before, and normed queries and keys are not before they are rotated.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +54,9 @@ class FusedDenoiser:
 
     def __init__(self, model: CausalVideoDiT, steps: Steps) -> None:
         self._model, self._steps = model, steps
-        self._layers = [_Layer(block, steps, model.config.eps) for block in model.blocks]  # type: ignore[arg-type]
-        self._modulation = torch.stack([_factors(block.modulation, _SCALES) for block in model.blocks])[:, None]
+        blocks = cast("Sequence[Block]", model.blocks)
+        self._layers = [_Layer(block, steps, model.config.eps) for block in blocks]
+        self._modulation = torch.stack([_factors(block.modulation, _SCALES) for block in blocks])[:, None]
         self._head_modulation = _factors(model.head.modulation, (1,))
         self._head = Product(steps, model.head.head)
 
