@@ -69,7 +69,8 @@ class Setting:
         self.sizes = {"rows": height // config.size_step[0], "columns": width // config.size_step[1]}
         self.frame = self.sizes["rows"] * self.sizes["columns"]
         with torch.device("meta"):
-            self._state = random_state(create("denoiser", config), torch.float16)
+            outline = create("denoiser", config)
+        self._state = random_state(outline, torch.float16)
 
     def model(self, dtype: torch.dtype) -> CausalVideoDiT:
         with torch.device("meta"):
