@@ -12,6 +12,7 @@ import argparse
 import gc
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Final, cast
@@ -137,9 +138,11 @@ def backend_pass(setting: Setting, fp8: bool, ring: KVCacheFormat) -> Run:
     gpu = find_gpu("{}.{}".format(*capability))
     lane, steps = CudaLane(gpu, captures=True), KernelSteps(config.denoiser, capability)
     program = program_of(model, entry, description, gpu.device, steps)
+    in_place = {state.output for state in entry.states}
     shapes = {
         tensor.name: (resolve_shape(tensor.shape, setting.sizes), np.dtype(tensor.dtype))
         for tensor in (*entry.inputs, *entry.outputs)
+        if tensor.name not in in_place
     }
     tensors: dict[str, Tensor] = {name: lane.zeros(*shape) for name, shape in shapes.items()}
     numbers: dict[str, int] = {}
@@ -207,22 +210,18 @@ def print_kernels(run: Run, title: str, rows: int = 16) -> None:
         print(f"  {spent / 1000:7.3f} ms {kernel.count:4d} x {spent / kernel.count:7.1f} us  {kernel.key[:90]}")
 
 
-def measured(title: str, make: Callable[[], Run], baseline: Measurement | None, options: Any) -> list[Measurement]:
-    """The time and the memory of one kind of pass."""
+def measured(title: str, make: Callable[[], Run], baseline: Measurement | None, options: Any) -> Measurement:
+    """The time of one kind of pass."""
     gc.collect()
     torch.cuda.empty_cache()
     run = make()
-    torch.cuda.reset_peak_memory_stats()
-    value, peak = milliseconds(run, options.repeats), torch.cuda.max_memory_allocated() / 2**30
+    value = milliseconds(run, options.repeats)
     ratio = None if baseline is None else baseline.value / value
     beside = None if baseline is None else baseline.value
-    print(f"{title:32} {value:8.2f} ms {'' if ratio is None else f'{ratio:.2f}x':6} {peak:6.2f} GiB", flush=True)
+    print(f"{title:32} {value:8.2f} ms {'' if ratio is None else f'{ratio:.2f}x'}", flush=True)
     if options.profile:
         print_kernels(run, title)
-    return [
-        Measurement(f"{title}: pass", value, "ms", beside, ratio, "eager torch, BF16"),
-        Measurement(f"{title}: peak of torch's tensors", peak, "GiB", None, None),
-    ]
+    return Measurement(f"{title}: pass", value, "ms", beside, ratio, "eager torch, BF16")
 
 
 def main() -> None:
@@ -233,13 +232,13 @@ def main() -> None:
     parser.add_argument("--report", type=Path, metavar="FILE", help="JSON to write, and an SVG beside it")
     options = parser.parse_args()
     setting = Setting(load_model(options.model))
-    results = measured("eager, BF16", lambda: eager_pass(setting), None, options)
-    baseline = results[0]
+    baseline = measured("eager, BF16", lambda: eager_pass(setting), None, options)
+    results = [baseline]
     for title, backend in (("cuDNN", SDPBackend.CUDNN_ATTENTION), ("FlashAttention", SDPBackend.FLASH_ATTENTION)):
         with sdpa_kernel(backend):
-            results += measured(f"eager, BF16, {title}", lambda: eager_pass(setting), baseline, options)
+            results.append(measured(f"eager, BF16, {title}", lambda: eager_pass(setting), baseline, options))
     for title, (fp8, ring) in CASES.items():
-        results += measured(title, lambda fp8=fp8, ring=ring: backend_pass(setting, fp8, ring), baseline, options)  # type: ignore[misc]
+        results.append(measured(title, partial(backend_pass, setting, fp8, ring), baseline, options))
     if options.report is not None:
         write_report(options.report, f"python -m scripts.denoiser_passes --model {options.model}", results)
 
