@@ -27,6 +27,8 @@ BLOCK: Final = (1 << 20) + 7
 TOKENIZED: Final = "postcard"
 """The bundled model, whose tokenizer is taken."""
 VOCABULARY: Final = 512
+CALIBRATION: Final = "bench"
+"""Name of the list of prompts that stands in for the model's own."""
 
 
 def has_weights(request: BuildRequest) -> bool:
@@ -54,17 +56,21 @@ def random_model(config: ModelConfig) -> Iterator[tuple[Path, Path]]:
     """A folder of random weights and one for packages of them, while the block runs.
 
     Meanwhile the config of this name is one that takes these weights, here and in processes that are started. Its text
-    encoder has a single layer and few words: it runs once a prompt, and is larger than all the rest.
+    encoder has a single layer and few words: it runs once a prompt, and is larger than all the rest. Recipes are
+    calibrated on the first chunk of a single stream: no scale is better than another for what such a model draws.
     """
     with TemporaryDirectory() as place:
         folder = Path(place)
         small = config.text_encoder.model_copy(update={"layers": 1, "vocabulary": VOCABULARY})
         files = {str(component): (f"{component}.0.safetensors",) for component in COMPONENTS}
         own = config.weights.model_copy(update={"directory": str(folder / "weights"), "published": None, **files})
-        update = {"text_encoder": small, "weights": own, "evaluation": None}
+        quick = config.calibration.model_copy(update={"prompts": CALIBRATION, "chunks": (0,)})
+        update = {"text_encoder": small, "weights": own, "evaluation": None, "calibration": quick}
         changed = config.model_copy(update=update)
-        models = folder / "configs" / "models"
+        models, calibration = (folder / "configs" / name for name in ("models", "calibration"))
         models.mkdir(parents=True)
+        calibration.mkdir()
+        (calibration / f"{CALIBRATION}.txt").write_text(config.example_prompts[0] + "\n", encoding="utf-8")
         values = changed.model_dump(mode="json", exclude_none=True)
         (models / f"{config.name}.toml").write_text(toml(values), encoding="utf-8")
         write_weights(changed, folder / "weights")

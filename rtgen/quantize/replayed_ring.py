@@ -88,7 +88,7 @@ class CodedAttention:
         for one in range(len(query)):
             states = [codes], [scales], [centres], [pages]
             ring = CodedKVRing(self._settings, *states, write_index, valid_length, frame_tokens)
-            outputs.append(ring(0, *(tensor[one : one + 1] for tensor in (query, key, value))))
+            outputs.append(ring(0, *(tensor[one : one + 1].contiguous() for tensor in (query, key, value))))
         self.own = tuple(ring.tensors)
         return torch.cat(outputs)
 

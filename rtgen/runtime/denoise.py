@@ -53,6 +53,7 @@ class Denoiser:
         self.passes = PassCount(len(model.sigmas))
         self.ring = RingLayout(model.window, model.sink, model.chunk)
         self._context: Array | None = None
+        self._ahead: tuple[int, Array] | None = None
         self.resize(sizes)
 
     def resize(self, sizes: Mapping[str, int]) -> None:
@@ -63,6 +64,7 @@ class Denoiser:
         session, model = self.session, self.model
         self.frame_tokens = sizes["rows"] * sizes["columns"]
         self.written = 0
+        self._ahead = None
         session.allocate(sizes)
         session.reset()
         height, width = (model_side(model, sizes, axis) for axis in (0, 1))
@@ -86,7 +88,7 @@ class Denoiser:
         """Make chunk number ``chunk`` of the stream; its latents stay in the session's ``denoised``."""
         self._enter(position)
         self.session.write("clean", np.zeros(self.latent_shape, np.float32))
-        self.session.write(NOISE, chunk_noise(self.seed, chunk, 0, self.latent_shape))
+        self.session.write(NOISE, self._first_noise(chunk))
         level = passes = 0
         while level < len(self.model.sigmas):
             self._run(self.model.sigmas[level])
@@ -101,6 +103,8 @@ class Denoiser:
         self.passes.chunks += 1
         self.passes.passes += passes
         self.written += 1
+        # Drawn while a GPU is at the clean pass: it would wait for it between two chunks.
+        self._ahead = chunk + 1, self._first_noise(chunk + 1)
 
     def refill(self, memory: ChunkMemory) -> None:
         """Fill the ring again with what it remembers, as the present prompt sees it: a clean pass each (LongLive)."""
@@ -110,6 +114,11 @@ class Denoiser:
             self.session.write("clean", latents)
             self._run(0.0)
             self.written += 1
+
+    def _first_noise(self, chunk: int) -> Array:
+        if self._ahead is not None and self._ahead[0] == chunk:
+            return self._ahead[1]
+        return chunk_noise(self.seed, chunk, 0, self.latent_shape)
 
     def _next_level(self, level: int) -> int:
         if self.steps is None:

@@ -9,13 +9,13 @@ import torch
 
 from rtgen.engine.manifest import Component, ComponentEntry
 from rtgen.errors import NoGpuError, PackageInvalidError, PackageMismatchError
-from rtgen.torch_backend.compilation import compile_blocks, wants_compilation
 from rtgen.torch_backend.description import read_description
 from rtgen.torch_backend.fp8_linear import CAPABILITY
 from rtgen.torch_backend.lanes import CudaGpu, CudaLane, HostLane, Lane, too_little_memory
 from rtgen.torch_backend.modules import load_module, map_module
 from rtgen.torch_backend.programs import Program, StreamedTextEncoder, TextEncoderProgram, program_of
 from rtgen.torch_backend.session import TorchSession
+from rtgen.torch_backend.step_kernels import KernelSteps, is_served
 from rtgen.torch_backend.tables import Table, table_of
 
 if TYPE_CHECKING:
@@ -81,9 +81,15 @@ class TorchBackend:
             torch.cuda.synchronize(device)
         if component == "text_encoder":
             return TextEncoderProgram(module)
-        if component == "denoiser" and wants_compilation():
-            compile_blocks(module)
-        return program_of(module, entry, self._description, device)
+        steps = self._steps() if component == "denoiser" else None
+        return program_of(module, entry, self._description, device, steps)
+
+    def _steps(self) -> KernelSteps | None:
+        """Kernels are for float16 on a GPU; elsewhere the modules compute the same."""
+        config = self._description.model.denoiser
+        if self._gpu is None or self._description.precision != "float16" or not is_served(config):
+            return None
+        return KernelSteps(config, torch.cuda.get_device_capability(self._gpu.device))
 
     def _lane(self, program: Program) -> Lane:
         return HostLane() if self._gpu is None else CudaLane(self._gpu, captures=program.is_capturable)

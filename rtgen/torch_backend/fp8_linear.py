@@ -52,20 +52,27 @@ class Fp8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] to [..., out], in the type of x."""
-        rounded = (x / self.step).clamp(-FP8_HIGHEST, FP8_HIGHEST).to(torch.float8_e4m3fn)
-        fused = self.bias if x.dtype == torch.float16 else None  # float32 results have no fused bias
+        y = self.multiply(codes_of(x, self.step).flatten(0, -2), self.input_scale, x.dtype)
+        return y.unflatten(0, x.shape[:-1])
+
+    def multiply(self, codes: Tensor, step: Tensor, dtype: torch.dtype = torch.float16) -> Tensor:
+        """Codes [T, in] in units of ``step`` (float32 []) to [T, out]."""
+        fused = self.bias if dtype == torch.float16 else None  # float32 results have no fused bias
         y = torch._scaled_mm(
-            rounded.flatten(0, -2),
+            codes,
             self.codes.t(),
-            scale_a=self.input_scale,
+            scale_a=step,
             scale_b=self.scale,
             bias=fused,
-            out_dtype=x.dtype,
+            out_dtype=dtype,
             use_fast_accum=True,
         )
-        if self.bias is not None and fused is None:
-            y = y + self.bias
-        return y.unflatten(0, x.shape[:-1])
+        return y if self.bias is None or fused is not None else y + self.bias
+
+
+def codes_of(x: Tensor, step: Tensor) -> Tensor:
+    """Any tensor as FP8 in units of ``step``, saturating."""
+    return (x / step).clamp(-FP8_HIGHEST, FP8_HIGHEST).to(torch.float8_e4m3fn)
 
 
 def check_fp8(layer: LayerResult, shape: tuple[int, int]) -> None:

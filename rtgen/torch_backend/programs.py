@@ -15,6 +15,7 @@ from rtgen.export.denoiser import DenoiserPass
 from rtgen.export.tiny_decoder import TinyDecoderStep
 from rtgen.models.autoencoder import StreamingDecoder, latent_statistics
 from rtgen.models.kv_ring import CodedRingSettings
+from rtgen.torch_backend.fused import FusedDenoiser
 from rtgen.torch_backend.rings import InPlaceCodedRing, InPlaceRing
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rtgen.models.taehv import TinyDecoder
     from rtgen.models.text_encoder import TextEncoder
     from rtgen.torch_backend.description import Description
+    from rtgen.torch_backend.steps import Steps
 
 
 class Program(Protocol):
@@ -34,9 +36,14 @@ class Program(Protocol):
     """Inputs, one number each, whose values are needed on the host too."""
     is_capturable: bool
     """Whether everything that it does can be part of a CUDA graph."""
+    prepared_from: tuple[str, ...]
+    """Inputs that seldom change. Once they have been written, :meth:`prepare` comes before the next execution."""
 
     def kind(self, numbers: Mapping[str, int]) -> int:
         """Executions of one kind, at one size, enqueue the same kernels."""
+
+    def prepare(self, tensors: Mapping[str, Tensor]) -> None:
+        """Compute what depends on those inputs alone."""
 
     def __call__(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, int]) -> Mapping[str, Tensor]:
         """The outputs that are no states; states are updated in place in ``tensors``. ``numbers``: those of the host.
@@ -46,12 +53,16 @@ class Program(Protocol):
 
 
 class _OneKind:
-    """A program whose executions are all of one kind."""
+    """A program whose executions are all of one kind, and complete."""
 
     host_numbers: tuple[str, ...] = ()
+    prepared_from: tuple[str, ...] = ()
 
     def kind(self, numbers: Mapping[str, int]) -> int:
         return 0
+
+    def prepare(self, tensors: Mapping[str, Tensor]) -> None:
+        pass
 
 
 class TextEncoderProgram(_OneKind):
@@ -91,13 +102,26 @@ class DenoiserProgram:
 
     is_capturable = True
 
-    def __init__(self, model: CausalVideoDiT, entry: ComponentEntry, coded: CodedRingSettings | None) -> None:
-        self._pass, self._coded = DenoiserPass(model), coded
+    def __init__(
+        self,
+        model: CausalVideoDiT,
+        entry: ComponentEntry,
+        coded: CodedRingSettings | None,
+        steps: Steps | None = None,
+    ) -> None:
+        """``steps``: what computes between products; without them the model's own modules do."""
+        self._fused = None if steps is None else FusedDenoiser(model, steps)
+        self._pass, self._coded = DenoiserPass(self._fused or model), coded  # type: ignore[arg-type]  # called alike
+        self.prepared_from: tuple[str, ...] = () if self._fused is None else ("context",)
         self._states = [state.input for state in entry.states]
         self.host_numbers: tuple[str, ...] = () if coded else ("write_index", "valid_length")
 
     def kind(self, numbers: Mapping[str, int]) -> int:
         return numbers.get("valid_length", 0)
+
+    def prepare(self, tensors: Mapping[str, Tensor]) -> None:
+        if self._fused is not None:
+            self._fused.prepare(tensors["context"])
 
     def __call__(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, int]) -> Mapping[str, Tensor]:
         time, height, width = (tensors[f"rope_{axis}"] for axis in ("time", "height", "width"))
@@ -146,7 +170,11 @@ class DecoderProgram(_OneKind):
 
 
 def program_of(
-    module: torch.nn.Module, entry: ComponentEntry, description: Description, device: torch.device
+    module: torch.nn.Module,
+    entry: ComponentEntry,
+    description: Description,
+    device: torch.device,
+    steps: Steps | None = None,
 ) -> Program:
     """The program of a loaded denoiser or decoder. Raises PackageInvalidError."""
     if any(state.update != "in_place" for state in entry.states):
@@ -154,7 +182,7 @@ def program_of(
     if any(tensor.name == "clean" for tensor in entry.inputs):
         ring = description.kv_cache
         coded = CodedRingSettings.of(description.model, ring) if ring.is_coded else None
-        return DenoiserProgram(cast("CausalVideoDiT", module), entry, coded)
+        return DenoiserProgram(cast("CausalVideoDiT", module), entry, coded, steps)
     if isinstance(module, StreamingDecoder):
         fixed = latent_statistics(module.config, device)  # numbers of the host cannot be part of a CUDA graph
         module.statistics = partial(_given, fixed)

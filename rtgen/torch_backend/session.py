@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from torch import Tensor
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from rtgen.torch_backend.lanes import Lane
     from rtgen.torch_backend.programs import Program
 
+_PREPARATION: Final = -1
+"""Kind of work, beside those of a program's executions."""
+
 
 class TorchSession:
     """A program, its lane, and its buffers: tensors that stay where they are until the size changes."""
@@ -28,6 +31,7 @@ class TorchSession:
         self._manifest = manifest
         self._table: BufferTable[Tensor] | None = None
         self._numbers: dict[str, int] = {}
+        self._is_prepared = False
 
     def allocate(self, sizes: Mapping[str, int]) -> None:
         choose_profile(self._manifest.profiles, sizes, self._manifest.model.size_step)
@@ -39,12 +43,14 @@ class TorchSession:
         check_write(name, value, *table.specs[name])
         if name in self._running.host_numbers:
             self._numbers[name] = int(value.item())
+        if name in self._running.prepared_from:
+            self._is_prepared = False
         self.lane.upload(table.current(name), value)
 
     def copy(self, name: str, source: Session, source_name: str) -> None:
         if not isinstance(source, TorchSession):
             raise TypeError("copy() works between sessions of one backend")
-        if name in self._running.host_numbers:
+        if name in (*self._running.host_numbers, *self._running.prepared_from):
             raise ValueError(f"'{name}' is written by the host")
         check_copy(name, self._buffers.specs[name], source._buffers.specs[source_name])
         self.lane.follow(source.lane)
@@ -53,6 +59,9 @@ class TorchSession:
         source.lane.follow(self.lane)  # nor may it be overwritten before
 
     def run(self) -> None:
+        if self._running.prepared_from and not self._is_prepared:
+            self.lane.execute(_PREPARATION, self._prepare)
+            self._is_prepared = True
         self.lane.execute(self._running.kind(self._numbers), self._execute)
 
     def read(self, name: str) -> Array:
@@ -80,6 +89,9 @@ class TorchSession:
             raise ValueError(f"{self.component.file} is closed")
         return self._program
 
+    def _prepare(self) -> None:
+        self._running.prepare(self._buffers.bound(0))
+
     def _execute(self) -> None:
         tensors = self._buffers.bound(0)
         for name, value in self._running(tensors, self._numbers).items():
@@ -90,4 +102,4 @@ class TorchSession:
 
     def _release(self) -> None:
         self.lane.release()
-        self._table, self._numbers = None, {}
+        self._table, self._numbers, self._is_prepared = None, {}, False

@@ -19,9 +19,10 @@ from rtgen.bench.pipeline import PipelineFigures, measure
 from rtgen.bench.random_model import has_weights, random_model, toml
 from rtgen.bench.result import Measurement
 from rtgen.bench.seat import Case, Seat
+from rtgen.build.chosen_prompts import calibration_prompts
 from rtgen.build.request import BuildRequest
 from rtgen.cli.main import run
-from rtgen.config.load import load_model
+from rtgen.config.load import load_model, load_recipe
 from rtgen.errors import NoGpuError, PackageInvalidError, UsageError
 from rtgen.models.registry import COMPONENTS, load
 from rtgen.progress import SilentProgress
@@ -111,6 +112,8 @@ def test_random_models_have_the_size_of_the_real_ones_but_for_the_text_encoder(m
             config.denoiser, config.autoencoder, config.cache,
         )  # fmt: skip
         assert changed.text_encoder.layers == 1 and changed.text_encoder.dim == config.text_encoder.dim
+        assert changed.calibration.chunks == (0,)
+        assert calibration_prompts(None, changed, load_recipe("fp8")) == config.example_prompts[:1]
         assert has_weights(BuildRequest("cpu", "tiny-wan", weights=weights, store=store))
         for component in COMPONENTS:
             module, _ = load(component, changed, weights, "float32")

@@ -6,11 +6,16 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from rtgen.config.load import match_gpu  # noqa: E402
+from rtgen.config.model import DenoiserConfig  # noqa: E402
 from rtgen.engine.package import open_package  # noqa: E402
 from rtgen.runtime.backends import open_backend  # noqa: E402
 from rtgen.runtime.pipeline import Pipeline  # noqa: E402
 from rtgen.torch_backend.fp8_linear import CAPABILITY, Fp8Linear  # noqa: E402
+from rtgen.torch_backend.fused import FusedDenoiser  # noqa: E402
 from rtgen.torch_backend.lanes import CudaLane  # noqa: E402
+from rtgen.torch_backend.step_kernels import KernelSteps  # noqa: E402
+from rtgen.torch_backend.steps import PlainSteps  # noqa: E402
+from tests.torch_backend.fusion import CONFIG, attend, half_model, inputs, relative, with_fp8  # noqa: E402
 from tests.torch_backend.packages import torch_package  # noqa: E402
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
@@ -100,3 +105,54 @@ def test_an_fp8_product_is_that_of_the_processor_and_can_be_captured():
         captured = module(x)
     graph.replay()
     assert torch.equal(captured, module(x))
+
+
+@pytest.mark.parametrize(("width", "heads", "frames", "tokens"), [(1536, 12, 3, 507), (128, 4, 1, 33), (48, 2, 3, 9)])
+@pytest.mark.parametrize("coded", [False, True])
+def test_kernels_between_products_are_their_reference(width, heads, frames, tokens, coded):
+    capability = torch.cuda.get_device_capability()
+    if coded and capability < CAPABILITY:
+        pytest.skip("needs conversions to FP8")
+    config = DenoiserConfig(dim=width, layers=1, heads=heads, ffn_dim=4 * width)
+    kernels, plain = KernelSteps(config, capability), PlainSteps(heads)
+    torch.manual_seed(0)
+    x, parts = torch.randn(tokens, width, device="cuda") * 3, torch.randn(frames, 6, width, device="cuda")
+    halves = [torch.randn(tokens, width, device="cuda").half() for _ in range(3)]
+    gains = [1 + torch.randn(width, device="cuda") / 8 for _ in range(2)]
+    rotation = torch.randn(tokens, width // heads // 2, 2, device="cuda")
+    step = torch.tensor(5 / 448, device="cuda") if coded else None
+    shift, scale, gate = parts[:, 0], parts[:, 1], parts[:, 2]
+    attention = torch.randn(1, tokens, heads, width // heads, device="cuda").half().transpose(1, 2)
+
+    def outputs(steps):
+        stream = x.clone()
+        yield steps.norm(stream, None, None, scale, shift, step, 1e-6)
+        yield steps.norm(stream, halves[0], gate, gains[0], gains[1], step, 1e-5)
+        yield steps.norm(stream, halves[1], None, scale, shift, step, 1e-6)
+        yield stream
+        yield from steps.heads(tuple(halves), tuple(gains), rotation, 1e-6)
+        yield steps.rms(halves[0], gains[0], 1e-6)
+        yield steps.merge(attention, step)
+        yield steps.merge(attention.contiguous(), step)
+        yield steps.gelu(halves[0] * 3, step)
+        if step is not None:
+            yield steps.encode(halves[0], step)
+
+    for number, (found, expected) in enumerate(zip(outputs(kernels), outputs(plain), strict=True)):
+        assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+        assert relative(found, expected) < (4e-3 if found.dtype == torch.float8_e4m3fn else 1e-3), number
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@torch.inference_mode()
+def test_the_fused_denoiser_computes_what_the_modules_do(fp8):
+    capability = torch.cuda.get_device_capability()
+    if fp8 and capability < CAPABILITY:
+        pytest.skip("needs FP8 tensor cores")
+    model = with_fp8(half_model()) if fp8 else half_model()
+    *given, rotation = inputs()
+    expected = model(*given, rotation, attend)
+    fused = FusedDenoiser(model.cuda(), KernelSteps(CONFIG, capability))
+    *given, rotation = inputs("cuda")
+    fused.prepare(given[2])
+    assert relative(fused(*given, rotation, attend).cpu(), expected) < (2e-2 if fp8 else 4e-3)

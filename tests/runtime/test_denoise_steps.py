@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rtgen.errors import UsageError
+from rtgen.runtime import denoise
 from rtgen.runtime.denoise import Denoiser
 from rtgen.runtime.noise import chunk_noise
 
@@ -126,3 +127,13 @@ def test_an_impossible_budget_is_refused(start):
     for budget in (-1.0, float("nan")):
         with pytest.raises(UsageError):
             start(error_budget=budget)
+
+
+def test_noise_belongs_to_its_chunk_whichever_came_before(start, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(denoise, "chunk_noise", lambda *numbers: drawn.append(numbers[1]) or chunk_noise(*numbers))
+    denoiser, session = start()
+    for chunk in (0, 1, 1, 7):  # one is made again after a switch of the prompt
+        denoiser.generate(chunk, 0)
+        assert np.array_equal(session.noises[-5], chunk_noise(3, chunk, 0, denoiser.latent_shape))
+    assert drawn == [0, 1, 2, 1, 7, 8]  # the next one's is drawn ahead, once
