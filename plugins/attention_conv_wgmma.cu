@@ -70,29 +70,29 @@ __device__ __forceinline__ uint32 in_block(uint32 memory, int rank) {  // the sa
     return found;
 }
 
-// A warpgroup's 64 queries from `first` on: to registers, then into its rows of the tile.
-struct Queries {
-    static constexpr int AT_ONCE = BLOCKS > 6 ? BLOCKS / 2 : BLOCKS;  // that there are registers for
-    uint32 pieces[AT_ONCE][ROWS / 16][4];
-
-    __device__ __forceinline__ void load(const half_bits* frame, int first, int tokens, int thread, int start) {
+// A warpgroup's 64 queries from `first` on into its rows of the tile, as many loads at once as there are registers for.
+__device__ __forceinline__ void load_queries(uint32 queries, const half_bits* frame, int first, int tokens, int thread) {
+    constexpr int AT_ONCE = BLOCKS > 6 ? BLOCKS / 2 : BLOCKS;
+    int chunk = thread % 8, row = thread / 8;  // and every sixteenth row from there
+#pragma unroll
+    for (int start = 0; start < BLOCKS; start += AT_ONCE) {
+        uint32 pieces[AT_ONCE][ROWS / 16][4];
 #pragma unroll
         for (int block = 0; block < AT_ONCE; block++)
 #pragma unroll
             for (int i = 0; i < ROWS / 16; i++) {
-                int token = first + thread / 8 + 16 * i, channel = (start + block) * 64 + thread % 8 * 8;
+                int token = first + row + 16 * i, channel = (start + block) * 64 + chunk * 8;
                 const half_bits* source = frame + int64(token) * (3 * CHANNELS) + channel;
                 load_16(pieces[block][i], source, token < tokens && channel < CHANNELS);
             }
-    }
-    __device__ __forceinline__ void store(uint32 queries, int thread, int start) const {
 #pragma unroll
         for (int block = 0; block < AT_ONCE; block++)
 #pragma unroll
             for (int i = 0; i < ROWS / 16; i++)
-                store_16(queries + tile_offset<2 * ROWS>(thread / 8 + 16 * i, (start + block) * 8 + thread % 8), pieces[block][i]);
+                store_16(queries + tile_offset<2 * ROWS>(row + 16 * i, (start + block) * 8 + chunk), pieces[block][i]);
     }
-};
+    fence_shared_for_async();
+}
 
 // Keys and values of every other tile, in the order in which they are used. `part` of the values' channels.
 __device__ __forceinline__ void produce(const Pipeline& pipeline, const half_bits* frame, int tokens, int first_tile,
@@ -325,10 +325,6 @@ attention_conv_wgmma(const half_bits* qkv, const half_bits* weight, const half_b
     Pipeline pipeline = {queries + QUERY_BYTES, queries + QUERY_BYTES + STAGES * TILE_BYTES};
     int rank = cluster_rank(), side = rank % 2, part = SPLIT > 1 ? rank / 2 : 0, first = blockIdx.x / (2 * SPLIT) * (2 * ROWS);
     int count = (ceil_div(tokens, KEYS) - side + 1) / 2;
-    const half_bits* frame = qkv + int64(blockIdx.y) * tokens * (3 * CHANNELS);
-    int group = threadIdx.x / 128, thread = threadIdx.x % 128;
-    Queries loaded;
-    if (threadIdx.x < CONSUMERS) loaded.load(frame, first + group * ROWS, tokens, thread, 0);
     if (threadIdx.x == 0)
         for (int stage = 0; stage < STAGES; stage++) {
             barrier_init(pipeline.full + stage * 8, 128);
@@ -336,6 +332,7 @@ attention_conv_wgmma(const half_bits* qkv, const half_bits* weight, const half_b
         }
     __syncthreads();
     Projection p(weight, bias, residual, output, out_channels, tokens, frames);
+    const half_bits* frame = qkv + int64(blockIdx.y) * tokens * (3 * CHANNELS);
     if (threadIdx.x >= CONSUMERS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(SPLIT > 1 ? 40 : 24));
         prefetch_operands<ROWS>(p, first + side * ROWS, threadIdx.x - CONSUMERS, 128);
@@ -345,13 +342,8 @@ attention_conv_wgmma(const half_bits* qkv, const half_bits* weight, const half_b
         if (SPLIT > 1) cluster_barrier();
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(SPLIT > 1 ? 232 : 240));
-        int lane = threadIdx.x % 32;
-#pragma unroll
-        for (int start = 0; start < BLOCKS; start += Queries::AT_ONCE) {
-            if (start > 0) loaded.load(frame, first + group * ROWS, tokens, thread, start);
-            loaded.store(queries + group * (ROWS * 128), thread, start);
-        }
-        fence_shared_for_async();
+        int group = threadIdx.x / 128, thread = threadIdx.x % 128, lane = threadIdx.x % 32;
+        load_queries(queries + group * (ROWS * 128), frame, first + group * ROWS, tokens, thread);
         named_barrier(2 + group, 128);
         Attention attention = {};
         attention.maximum[0] = attention.maximum[1] = -infinity();
