@@ -1,7 +1,7 @@
 // rtgen::AttentionConv on Hopper's warpgroup products: softmax(Q Kᵀ · scale) V, a 1x1 convolution, bias and residual.
 //
 // A cluster of two blocks has 128 queries; each block goes over every other tile of keys. In a block one warpgroup
-// copies tiles of keys and values in turn into a ring, two others have 64 queries each: their sums, 64 x CHANNELS, stay
+// copies tiles of keys and values in turn into a ring, two others load 64 queries each: their sums, 64 x CHANNELS, stay
 // in registers. While one of them computes its softmax, the products of the other run. At the end the blocks exchange
 // sums through distributed shared memory, and each finishes and projects 64 queries.
 // Above 384 channels the sums of two blocks would not fit into registers. With SPLIT 2 there are four: two of them, with
@@ -24,10 +24,13 @@ constexpr int IN_FLIGHT = STAGES > 4 ? 3 : 2;  // tiles under way before the fir
 static_assert(IN_FLIGHT < STAGES, "a tile is announced before its place is needed again");
 
 // After the last product the memory of queries and tiles holds the sums that the blocks exchange and the attention tile.
-// The maxima and totals that go with the sums have memory of their own behind the barriers.
+// The maxima and totals that go with the sums have memory of their own behind the barriers. What other blocks write to is
+// never the target of an asynchronous copy, which racecheck would take for unfinished: so queries are loaded, not copied.
 constexpr int EXCHANGE_BYTES = ROWS * WIDTH * 4;
 constexpr int EXTREMES_START = QUERY_BYTES + STAGES * (TILE_BYTES + 16);
 constexpr int ATTENTION_START = EXCHANGE_BYTES;
+static_assert(EXCHANGE_BYTES <= QUERY_BYTES && (SPLIT == 1 || ATTENTION_START + ROWS * PITCH * 2 <= QUERY_BYTES),
+              "other blocks write to the queries' memory alone");
 static_assert(ATTENTION_START + ROWS * PITCH * 2 <= QUERY_BYTES + STAGES * TILE_BYTES, "no room for the attention tile");
 
 __device__ __forceinline__ uint32 cluster_rank() {
@@ -67,12 +70,34 @@ __device__ __forceinline__ uint32 in_block(uint32 memory, int rank) {  // the sa
     return found;
 }
 
-// Queries, then keys and values of every other tile, in the order in which they are used. `part` of the values'
-// channels.
-__device__ __forceinline__ void produce(const Pipeline& pipeline, uint32 queries, const half_bits* frame, int tokens,
-                                        int first_query, int first_tile, int count, int part, int thread) {
+// A warpgroup's 64 queries from `first` on into its rows of the tile, as many loads at once as there are registers for.
+__device__ __forceinline__ void load_queries(uint32 queries, const half_bits* frame, int first, int tokens, int thread) {
+    constexpr int AT_ONCE = BLOCKS > 6 ? BLOCKS / 2 : BLOCKS;
+    int chunk = thread % 8, row = thread / 8;  // and every sixteenth row from there
+#pragma unroll
+    for (int start = 0; start < BLOCKS; start += AT_ONCE) {
+        uint32 pieces[AT_ONCE][ROWS / 16][4];
+#pragma unroll
+        for (int block = 0; block < AT_ONCE; block++)
+#pragma unroll
+            for (int i = 0; i < ROWS / 16; i++) {
+                int token = first + row + 16 * i, channel = (start + block) * 64 + chunk * 8;
+                const half_bits* source = frame + int64(token) * (3 * CHANNELS) + channel;
+                load_16(pieces[block][i], source, token < tokens && channel < CHANNELS);
+            }
+#pragma unroll
+        for (int block = 0; block < AT_ONCE; block++)
+#pragma unroll
+            for (int i = 0; i < ROWS / 16; i++)
+                store_16(queries + tile_offset<2 * ROWS>(row + 16 * i, (start + block) * 8 + chunk), pieces[block][i]);
+    }
+    fence_shared_for_async();
+}
+
+// Keys and values of every other tile, in the order in which they are used. `part` of the values' channels.
+__device__ __forceinline__ void produce(const Pipeline& pipeline, const half_bits* frame, int tokens, int first_tile,
+                                        int count, int part, int thread) {
     constexpr int STRIDE = 3 * CHANNELS;
-    copy_tile<2 * ROWS, 128>(queries, frame, first_query, tokens, STRIDE, CHANNELS, thread);
     for (int number = 0; number < 2 * count; number++) {
         pipeline.await_place(number);
         int key = (first_tile + (number & ~1)) * KEYS;
@@ -87,7 +112,6 @@ __device__ __forceinline__ void produce(const Pipeline& pipeline, uint32 queries
             pipeline.announce(number - IN_FLIGHT);
         }
     }
-    commit_copies();  // the queries, where there was no tile to copy
     wait_copies<0>();
     for (int number = max(0, 2 * count - IN_FLIGHT); number < 2 * count; number++) pipeline.announce(number);
 }
@@ -308,17 +332,19 @@ attention_conv_wgmma(const half_bits* qkv, const half_bits* weight, const half_b
         }
     __syncthreads();
     Projection p(weight, bias, residual, output, out_channels, tokens, frames);
+    const half_bits* frame = qkv + int64(blockIdx.y) * tokens * (3 * CHANNELS);
     if (threadIdx.x >= CONSUMERS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(SPLIT > 1 ? 40 : 24));
         prefetch_operands<ROWS>(p, first + side * ROWS, threadIdx.x - CONSUMERS, 128);
-        const half_bits* frame = qkv + int64(blockIdx.y) * tokens * (3 * CHANNELS);
-        produce(pipeline, queries, frame, tokens, first, side, count, part, threadIdx.x - CONSUMERS);
+        produce(pipeline, frame, tokens, side, count, part, threadIdx.x - CONSUMERS);
         cluster_barrier();
         cluster_barrier();
         if (SPLIT > 1) cluster_barrier();
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(SPLIT > 1 ? 232 : 240));
         int group = threadIdx.x / 128, thread = threadIdx.x % 128, lane = threadIdx.x % 32;
+        load_queries(queries + group * (ROWS * 128), frame, first + group * ROWS, tokens, thread);
+        named_barrier(2 + group, 128);
         Attention attention = {};
         attention.maximum[0] = attention.maximum[1] = -infinity();
         attention.run(pipeline, queries + group * (ROWS * 128), count, scale, tokens - side * KEYS, lane);

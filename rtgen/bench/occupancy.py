@@ -1,6 +1,7 @@
 """How many blocks of a kernel a multiprocessor holds at a time, and what limits them.
 
-The rules are those of CUDA's occupancy calculator; the limits are in ``configs/estimate/multiprocessors.toml``.
+The rules are those of CUDA's occupancy calculator; the limits are in ``configs/estimate/multiprocessors.toml`` and, of
+shared memory, in ``rtgen/plugins/shared_memory.py``, where launch plans have them too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pydantic import Field
 from rtgen.config.base import Section
 from rtgen.errors import ConfigError
 from rtgen.estimate.efficiencies import load_estimate_file
+from rtgen.plugins.shared_memory import MULTIPROCESSOR_KIB, block_kib, reserved_kib
 
 Resource = Literal["threads", "blocks", "registers", "shared memory"]
 
@@ -32,11 +34,21 @@ class Multiprocessor(Section):
     threads: int = Field(gt=0)
     blocks: int = Field(gt=0)
     registers: int = Field(gt=0)
-    shared_kib: int = Field(gt=0)
-    block_shared_kib: int = Field(gt=0)
-    """The most that one block may have."""
-    reserved_kib: int = Field(ge=0)
-    """Taken by the system for every block."""
+
+    @property
+    def shared_kib(self) -> int:
+        """Of all blocks."""
+        return MULTIPROCESSOR_KIB[self.compute_capability]
+
+    @property
+    def block_shared_kib(self) -> int:
+        """The most that one block may have."""
+        return block_kib(self.compute_capability)
+
+    @property
+    def reserved_kib(self) -> int:
+        """Taken by the system for every block."""
+        return reserved_kib(self.compute_capability)
 
 
 class Multiprocessors(Section):

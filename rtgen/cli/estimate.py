@@ -91,8 +91,7 @@ def estimate(
 
 def _estimated(base: "Prediction", efficiencies: "Efficiencies") -> Result:
     from rtgen.cli.estimate_text import Findings, describe
-    from rtgen.estimate.advice import alternatives, buildable
-    from rtgen.estimate.kernels import planned
+    from rtgen.estimate.advice import alternatives
     from rtgen.estimate.prediction import predict, used_efficiencies
 
     findings = Findings(
@@ -100,8 +99,6 @@ def _estimated(base: "Prediction", efficiencies: "Efficiencies") -> Result:
         predict(base.setting, efficiencies, "low"),
         predict(base.setting, efficiencies, "high"),
         tuple(alternatives(base, efficiencies)),
-        planned(base.setting),
-        buildable(base, efficiencies),
         used_efficiencies(base.setting, efficiencies),
     )
     data = {
@@ -119,10 +116,6 @@ def _estimated(base: "Prediction", efficiencies: "Efficiencies") -> Result:
         "parts": _parts(base),
         "limited_by": {"part": base.limit.part, "by": base.limit.limit},
         "alternatives": [_alternative(item) for item in findings.alternatives],
-        "planned": list(findings.planned),
-        "buildable": None
-        if findings.buildable is None
-        else _settings(findings.buildable) | _figures(findings.buildable),
         "efficiencies": [entry.model_dump(mode="json") for entry in findings.efficiencies],
     }
     return Result(data, lines=describe(findings), quiet=[f"{base.fps:.2f}"])
@@ -166,7 +159,7 @@ def _parts(prediction: "Prediction") -> Sequence[dict[str, Any]]:
 
 
 def _alternative(item: "Alternative") -> dict[str, Any]:
-    about = {"option": item.option, "gain": item.gain, "planned": list(item.planned), "note": item.note}
+    about = {"option": item.option, "gain": item.gain, "note": item.note}
     return about | _figures(item.prediction)
 
 

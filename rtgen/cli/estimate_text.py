@@ -33,8 +33,6 @@ class Findings:
     """With every efficiency at the lower end of its range."""
     high: Prediction
     alternatives: Sequence[Alternative]
-    planned: Sequence[str]
-    buildable: Prediction | None
     efficiencies: Sequence[Efficiency]
 
 
@@ -45,7 +43,6 @@ def describe(findings: Findings) -> list[str]:
         f"{setting.model.title.partition(',')[0]} ({setting.model.name}) at {size_text(setting.size)} on "
         f"{setting.gpu.title}",
         _words(findings.base),
-        *(f"planned: {reason}" for reason in findings.planned),
         "",
         *_answer(findings),
         "",
@@ -138,10 +135,7 @@ def _advice(findings: Findings) -> Iterator[str]:
     yield from _best(helping)
     if helping:
         yield ""
-        yield from columns(
-            ["change", "FPS", "gain", "memory", "but"], [_alternative(item, findings.planned) for item in helping]
-        )
-    yield from _today(findings)
+        yield from columns(["change", "FPS", "gain", "memory", "but"], [_alternative(item) for item in helping])
 
 
 def _best(helping: Sequence[Alternative]) -> Iterator[str]:
@@ -151,32 +145,11 @@ def _best(helping: Sequence[Alternative]) -> Iterator[str]:
         yield "no single setting would lift it"
         return
     yield f"what would lift it most: {fitting[0].option} ({fitting[0].gain:+.0%})"
-    ready = next((item for item in fitting if not item.planned), None)
-    if fitting[0].planned and ready is not None:
-        yield f"of what can be built today: {ready.option} ({ready.gain:+.0%})"
 
 
-def _alternative(item: Alternative, planned: Sequence[str]) -> list[str]:
-    """``planned``: what the setting itself waits for, which need not be said again."""
+def _alternative(item: Alternative) -> list[str]:
     memory = bytes_text(item.prediction.memory.total) + ("" if item.prediction.fits else " (too much)")
-    but = [item.note] if item.note else []
-    if set(item.planned) - set(planned):
-        but.append("planned: no kernel yet")
-    return [item.option, f"{item.prediction.fps:.1f}", f"{item.gain:+.0%}", memory, "; ".join(but)]
-
-
-def _today(findings: Findings) -> Iterator[str]:
-    if not findings.planned:
-        return
-    ready = findings.buildable
-    yield ""
-    if ready is None:
-        yield "today: nothing that rtgen has kernels for fits this GPU with these settings"
-        return
-    yield (
-        f"today: recipe {ready.setting.recipe.name} and K/V in {ready.setting.kv_bits} bits, "
-        f"{ready.fps:.1f} FPS end to end, {bytes_text(ready.memory.total)}"
-    )
+    return [item.option, f"{item.prediction.fps:.1f}", f"{item.gain:+.0%}", memory, item.note]
 
 
 def _basis(findings: Findings) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Which single change of a setting would lift the frame rate most, and what can be built today."""
+"""Which single change of a setting would lift the frame rate most."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from rtgen.config.load import can_run, list_recipes, load_recipe
 from rtgen.config.model import Size
 from rtgen.estimate.efficiencies import Efficiencies
-from rtgen.estimate.kernels import planned
 from rtgen.estimate.prediction import Prediction, predict
 from rtgen.estimate.setting import Setting, possible_kv_bits, possible_window
 
@@ -20,8 +19,6 @@ class Alternative:
     prediction: Prediction
     gain: float
     """Of the end-to-end rate: 0.5 is half as much again."""
-    planned: tuple[str, ...]
-    """What it waits for (``rtgen.estimate.kernels``)."""
     note: str
     """What it costs besides; empty if nothing is known."""
 
@@ -29,29 +26,11 @@ class Alternative:
 def alternatives(base: Prediction, efficiencies: Efficiencies) -> list[Alternative]:
     """Every change that is tried, the greatest gain first; those that would lose are at the end."""
     tried = [
-        Alternative(option, prediction, prediction.fps / base.fps - 1, planned(changed), note)
+        Alternative(option, prediction, prediction.fps / base.fps - 1, note)
         for option, changed, note in _changes(base.setting)
         for prediction in (predict(changed, efficiencies),)
     ]
     return sorted(tried, key=lambda item: item.gain, reverse=True)
-
-
-def buildable(base: Prediction, efficiencies: Efficiencies) -> Prediction | None:
-    """The fastest that rtgen has all kernels for, at this model, size, window, steps and decoder, and that fits.
-
-    ``base`` itself where that is so; None where nothing fits.
-    """
-    if not planned(base.setting):
-        return base if base.fits else None
-    recipes = [load_recipe(name) for name in list_recipes()]
-    settings = [
-        replace(base.setting, recipe=recipe, kv_bits=bits)
-        for recipe in recipes
-        if can_run(base.setting.gpu, recipe)
-        for bits in (possible_kv_bits(base.setting.with_recipe(recipe)) or (32,))
-    ]
-    ready = [predict(setting, efficiencies) for setting in settings if not planned(setting)]
-    return max((item for item in ready if item.fits), key=lambda item: item.fps, default=None)
 
 
 def _changes(setting: Setting) -> Iterator[tuple[str, Setting, str]]:

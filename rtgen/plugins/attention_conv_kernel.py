@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from rtgen.errors import BuildError
 from rtgen.plugins.base import Attributes, KernelSource, Shape, TensorView
 from rtgen.plugins.loader import Argument, Pointer
+from rtgen.plugins.shared_memory import MULTIPROCESSOR_KIB, block_kib
 
 if TYPE_CHECKING:
     from rtgen.plugins.loader import LoadedKernels
 
 CHANNEL_STEP: Final = 16
 MOST_CHANNELS: Final = 512
-
-_SHARED: Final[Mapping[str, int]] = {
-    "7.5": 64, "8.0": 163, "8.6": 99, "8.7": 163, "8.9": 99, "9.0": 227, "10.0": 227, "10.3": 227, "12.0": 99,
-    "12.1": 99,
-}  # fmt: skip
-"""KiB of shared memory that a block may have (CUDA programming guide, "Technical Specifications per Compute
-Capability")."""
 
 _WARPGROUP_PRODUCTS: Final = ("9.0",)
 _WARPGROUP_QUERIES: Final = 128
@@ -90,14 +84,14 @@ def plan(channels: int, compute_capability: str) -> Plan:
             f"rtgen::AttentionConv has no kernel for {channels} channels",
             hint=f"multiples of {CHANNEL_STEP} up to {MOST_CHANNELS} have one",
         )
-    if compute_capability not in _SHARED:
+    if compute_capability not in MULTIPROCESSOR_KIB:
         raise BuildError(
             f"rtgen::AttentionConv has no kernel for compute capability {compute_capability}",
-            hint=f"it has for {', '.join(_SHARED)}; rtgen gpu ls shows that of each GPU",
+            hint=f"it has for {', '.join(MULTIPROCESSOR_KIB)}; rtgen gpu ls shows that of each GPU",
         )
     if compute_capability in _WARPGROUP_PRODUCTS:
         return _warpgroup_plan(channels)
-    return _warp_plan(channels, _SHARED[compute_capability] * 1024)
+    return _warp_plan(channels, block_kib(compute_capability) * 1024)
 
 
 class AttentionConvKernel:

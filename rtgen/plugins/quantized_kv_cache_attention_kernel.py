@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from rtgen.plugins.base import Attributes, KernelSource, Shape, TensorView, scratch_places
 from rtgen.plugins.loader import Argument, Pointer
+from rtgen.plugins.shared_memory import MULTIPROCESSOR_KIB
 
 if TYPE_CHECKING:
     from rtgen.plugins.loader import LoadedKernels
@@ -54,12 +55,8 @@ _BY_GPU: Final[Mapping[tuple[str, int], Attend]] = {
 }  # fmt: skip
 """By compute capability and the width of a head; all others run as on every GPU."""
 
-_SHARED: Final[Mapping[str, int]] = {
-    "7.5": 64, "8.0": 164, "8.6": 100, "8.9": 100, "9.0": 228, "10.0": 228, "12.0": 100,
-}  # fmt: skip
-"""KiB of shared memory of a multiprocessor (CUDA programming guide, "Technical Specifications per Compute Capability").
-One block of all takes a further KiB."""
 _LEAST_SHARED: Final = 64
+"""KiB of shared memory of a multiprocessor of a compute capability that the table lacks."""
 _MOST_MULTIPROCESSORS: Final[Mapping[str, int]] = {
     "7.5": 72, "8.0": 108, "8.6": 84, "8.9": 142, "9.0": 132, "10.0": 160, "12.0": 188,
 }  # fmt: skip
@@ -132,8 +129,8 @@ def grid_blocks(
     Without the GPU's number of multiprocessors it is the most that there can be.
     """
     most = _MOST_MULTIPROCESSORS.get(compute_capability, _MULTIPROCESSORS)
-    taken = attend.shared_bytes(sizes.head_dim, bits) + 1024
-    fitting = (_SHARED.get(compute_capability, _LEAST_SHARED) << 10) // taken
+    taken = attend.shared_bytes(sizes.head_dim, bits) + 1024  # what the system takes of it, where it does
+    fitting = (MULTIPROCESSOR_KIB.get(compute_capability, _LEAST_SHARED) << 10) // taken
     blocks = min(most, multiprocessors or most) * max(1, min(attend.blocks, fitting))
     return max(blocks, -(-sizes.tasks(attend) // attend.most_tasks)) if attend.most_tasks else blocks
 

@@ -16,18 +16,8 @@ def test_people_see_the_limit_and_what_would_lift_it(rtgen: Callable[..., Any]) 
     out = rtgen("estimate", *WAN, "--recipe", "fp16", "--window", 12).out
     assert "most goes to self-attention over the ring, limited by arithmetic" in out
     assert re.search(r"what would lift it most: --\S+ \S+ \(\+\d+%\)", out)
-    assert "of what can be built today" not in out or "planned: no kernel yet" in out
     shares = [int(share) for share in re.findall(r"^\S.*? ms +(\d+)%", out, re.M)]
     assert shares == sorted(shares, reverse=True) and 97 <= sum(shares) <= 103
-
-
-def test_what_has_no_kernel_is_said_first_with_what_is_built_today(
-    rtgen: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rtgen.estimate.kernels.has_kernel", lambda source: False)
-    ran = rtgen("estimate", *WAN, "--recipe", "int4", "--kv-bits", 4)
-    assert "planned: recipe int4: no kernel yet" in ran.out and "planned: K/V ring of 4 bits" in ran.out
-    assert re.search(r"^today: recipe \S+ and K/V in 16 bits, [\d.]+ FPS", ran.out, re.M)
 
 
 def test_a_setting_that_does_not_fit_says_what_would(rtgen: Callable[..., Any]) -> None:
@@ -48,7 +38,6 @@ def test_json_holds_the_whole_estimate(rtgen: Callable[..., Any]) -> None:
     assert plan["total"] == data["memory"] == sum(plan[term] for term in terms)
     assert data["fits"] == (plan["total"] <= plan["vram"])
     assert all(entry["source"] and entry["status"] for entry in data["efficiencies"])
-    assert data["planned"] == [] and data["buildable"]["fps"] == data["fps"]
 
 
 @pytest.mark.parametrize(

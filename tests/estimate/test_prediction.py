@@ -10,9 +10,8 @@ from rtgen.config.gpu import GpuConfig
 from rtgen.config.load import can_run, list_gpus, list_models, list_recipes, load_gpu, load_recipe
 from rtgen.config.recipe import KVCacheFormat
 from rtgen.errors import ConfigError, SizeError, UnknownNameError, UsageError
-from rtgen.estimate.advice import alternatives, buildable
+from rtgen.estimate.advice import alternatives
 from rtgen.estimate.efficiencies import load_efficiencies
-from rtgen.estimate.kernels import planned
 from rtgen.estimate.numerics import Work
 from rtgen.estimate.prediction import predict, used_efficiencies
 from rtgen.estimate.roofline import Hardware, peak
@@ -135,18 +134,6 @@ def test_alternatives_never_leave_what_the_gpu_and_model_can_do() -> None:
     assert "--window 9" in options and "--window 6" not in options  # the sink needs 9
     processor = predict(setting("cpu", "postcard"), EFFICIENCIES)
     assert not any("--kv-bits" in item.option for item in alternatives(processor, EFFICIENCIES))
-
-
-def test_what_has_no_kernel_is_planned_until_its_source_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rtgen.estimate.kernels.has_kernel", lambda source: False)
-    coded = on_4080(recipe="int4", kv_bits=4)
-    assert [reason.partition(":")[0] for reason in planned(coded)] == ["recipe int4", "K/V ring of 4 bits"]
-    assert planned(on_4080(recipe="int8")) == () and planned(setting("rtx5090", WAN, recipe="fp8")) == ()
-    base = predict(coded, EFFICIENCIES)
-    ready = buildable(base, EFFICIENCIES)
-    assert ready is not None and planned(ready.setting) == () and ready.fits and ready.setting.kv_bits == 16
-    monkeypatch.setattr("rtgen.estimate.kernels.has_kernel", lambda source: True)
-    assert planned(coded) == () and buildable(base, EFFICIENCIES) is base
 
 
 def test_bits_are_the_recipes_unless_others_are_asked_for() -> None:
