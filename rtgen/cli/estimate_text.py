@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -152,14 +152,18 @@ def _alternative(item: Alternative) -> list[str]:
     return [item.option, f"{item.prediction.fps:.1f}", f"{item.gain:+.0%}", memory, item.note]
 
 
+_RINGS: Mapping[str, str] = {
+    "int8_ring_attention": "attention, 8-bit K/V",
+    "int4_ring_attention": "attention, 4-bit K/V",
+}
+
+
 def _basis(findings: Findings) -> Iterator[str]:
     yield "share of the GPU's rates that is reckoned with (sources: configs/estimate/efficiencies.toml)"
     rows = []
     for entry in findings.efficiencies:
-        kind = entry.kind.replace("_", "-") if entry.kind != "low_bit_attention" else "attention, coded K/V"
-        rows.append(
-            [kind, "/".join(entry.types), f"{entry.value:.2f}", f"{entry.low:g} to {entry.high:g}", entry.status]
-        )
+        kind, share = _RINGS.get(entry.kind, entry.kind), f"{entry.low:g} to {entry.high:g}"
+        rows.append([kind, "/".join(entry.types), f"{entry.value:.2f}", share, entry.status])
     yield from columns(["work", "types", "share", "range", "basis"], rows)
 
 

@@ -11,7 +11,7 @@ from rtgen.config.gpu import GpuConfig
 from rtgen.config.locate import config_directories
 from rtgen.errors import ConfigError
 
-Kind = Literal["linear", "attention", "low_bit_attention", "convolution", "bandwidth"]
+Kind = Literal["linear", "attention", "int8_ring_attention", "int4_ring_attention", "convolution", "bandwidth"]
 NumberType = Literal["fp32", "fp16", "fp16_sums", "bf16", "fp8", "fp4", "int8", "int4"]
 Status = Literal["measured", "published", "fitted", "target", "assumed"]
 Case = Literal["low", "value", "high"]

@@ -132,7 +132,8 @@ def _(operation: Attention, numerics: Numerics) -> Work:
     kind: Kind = "attention"
     counts: dict[NumberType, float] = {numerics.precision: operation.operations}
     if operation.over_ring and numerics.setting.ring.is_coded:
-        kind, kv_item, keys = "low_bit_attention", numerics.kv_bytes, numerics.seen(operation.keys)
+        kind = "int4_ring_attention" if numerics.setting.kv_bits == 4 else "int8_ring_attention"
+        kv_item, keys = numerics.kv_bytes, numerics.seen(operation.keys)
         half = operation.operations / 2 * keys / operation.keys
         counts = {"int8": half, "fp16_sums": half}  # queries times keys, then weights times values
     written = 2 * operation.queries if operation.over_ring else 0  # the chunk's own keys and values

@@ -24,6 +24,8 @@ class Figure(Section):
     model: str
     recipe: str = "fp16"
     kv_bits: Literal[16, 8, 4] | None = None
+    keep: float | None = Field(default=None, gt=0, le=1)
+    """Share of the frames that soft prune leaves whole."""
     window: int | None = None
     decoder: Decoder | None = None
     eager: bool = False
@@ -66,7 +68,9 @@ def _compare(figure: Figure, efficiencies: Efficiencies) -> Comparison:
         window=figure.window,
         decoder=figure.decoder,
     )
-    prediction = predict(replace(checked, eager=figure.eager), efficiencies)
+    cache = checked.model.cache.model_copy(update={"keep": figure.keep or checked.model.cache.keep})
+    model = checked.model.model_copy(update={"cache": cache})
+    prediction = predict(replace(checked, model=model, eager=figure.eager), efficiencies)
     return Comparison(figure, _QUANTITIES[figure.quantity](prediction))
 
 

@@ -208,5 +208,5 @@ def test_the_entries_that_are_named_are_those_that_count() -> None:
     asked = setting("h200", WAN, recipe="fp8")
     assert predict(asked, scaled).fps == predict(asked, EFFICIENCIES).fps
     none: GpuConfig = load_gpu("rtx4090")
-    with pytest.raises(ConfigError, match="low bit attention"):
-        scaled.find(none, "low_bit_attention", "int8")
+    with pytest.raises(ConfigError, match="int4 ring attention"):
+        scaled.find(none, "int4_ring_attention", "int8")
