@@ -291,7 +291,7 @@ struct Frames {
 __device__ float pool_change(const uint8* codes, const half_bits* scales, int H, int R, int now, int before, int lane) {
     constexpr int WORDS = ROW_BYTES / 4;
     float difference = 0.f, size = 0.f;
-#pragma unroll 8
+#pragma unroll 4
     for (int i = lane; i < 2 * H * WORDS; i += 32) {
         uint64 head = uint64(i / WORDS) * R;
         uint32 a = reinterpret_cast<const uint32*>(codes + (head + now) * ROW_BYTES)[i % WORDS];

@@ -8,6 +8,7 @@ from math import prod
 from typing import TYPE_CHECKING, Final
 
 from rtgen.bench.launches import Tensor
+from rtgen.config.kv_cache import most_live
 from rtgen.data_types import ITEM_SIZES
 
 if TYPE_CHECKING:
@@ -85,26 +86,27 @@ def _ring_attention() -> Iterator[Case]:
     """Twelve heads of 128 over a ring of 21 latent frames, full and with half of it pruned."""
     heads, width, frames = 12, 128, 21
     for bits, keep in ((4, 1.0), (8, 1.0), (4, 0.5)):
-        pool = 0 if keep == 1 else frames
-        rows = frames * _FRAME + pool
+        pool, live = 0 if keep == 1 else frames, most_live(frames, 0, 3, keep, 0.25)
+        rows = live * _FRAME + pool
         chunk = _half(1, heads, _TOKENS, width)
         number = Tensor("int64", (1,))
         states = {
             "codes": Tensor("int8", (2, heads, rows, width * bits // 8)),
             "scales": _half(2, heads, rows),
             "centres": _half(2, heads, width),
+            "pages": Tensor("int64", (max(pool, 1),)),
         }
         inputs = {
             "query": chunk, "key": chunk, "value": chunk, **states,
             "write_index": number, "valid_length": number, "frame_tokens": number,
         }  # fmt: skip
-        product = 2.0 * heads * _TOKENS * frames * _FRAME * width * keep
+        product = 2.0 * heads * _TOKENS * (live * _FRAME + pool) * width
         yield Case(
             f"{_TOKENS} queries, {frames * _FRAME} keys of {bits} bits" + (f", {keep:.0%} kept" if keep < 1 else ""),
             inputs,
             {"bits": bits, "pool": pool, "sink": 0, "keep": keep, "recent": 0.25, "head_dim": width},
             {"int8": product, "fp16": product},
-            4 * _size(chunk) + keep * _size(*states.values()),
+            4 * _size(chunk) + _size(*states.values()),
         )
 
 
