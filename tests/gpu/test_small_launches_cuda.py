@@ -61,7 +61,7 @@ def test_ring_attention(monkeypatch, layout, frame_tokens, keep, path, head_dim,
     prune = {"pool": layout[0], "sink": layout[1], "keep": keep} if keep < 1 else {}
     attributes = {"bits": bits, **prune}
     ring = Ring(3, head_dim, frame_tokens, RingLayout(*layout), attributes, torch.Generator().manual_seed(0))
-    states = on_gpu((ring.codes, ring.scales, ring.centres))
+    states = on_gpu(ring.states)
     for index in range(layout[0] // layout[2] + 1):  # the last one overwrites the oldest frames
         chunk = ring.chunk()
         found = ring_attention.attend_in_place(*on_gpu(chunk), *states, *on_gpu(ring.numbers(index)), **attributes)
