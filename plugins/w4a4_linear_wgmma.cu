@@ -156,26 +156,29 @@ __device__ __forceinline__ void start(int& follower) {
     follower = 0;
 }
 
-#if BUFFERS == 2
-// One part is under way while the sums of another are scaled.
+// BUFFERS - 1 parts are under way while the sums of another are scaled.
 template <int GROUPS>
 __device__ __forceinline__ void multiply_groups(Sums& total, const Ring& ring) {
-    Products products[2];
-    Fragments fragments[2];
+    constexpr int COUNT = GROUPS * PARTS, AHEAD = BUFFERS - 1;
+    Products products[BUFFERS];
+    Fragments fragments[GROUPS];
     barrier_wait(ring.filled + ring.slot * 8, ring.phase);
     Operands operands(ring.stage());
 #pragma unroll
-    for (int i = 0; i < GROUPS * PARTS; ++i) {
-        if (i % PARTS == 0) fragments[i / PARTS].load(operands, i / PARTS);
-        products[i % 2].begin(fragments[i / PARTS], operands, i / PARTS, i % PARTS);
-        if (i > 0) {
-            wgmma_wait<1>();
-            products[(i + 1) % 2].add_to(total, (i - 1) % PARTS);
+    for (int group = 0; group < GROUPS; ++group) fragments[group].load(operands, group);
+#pragma unroll
+    for (int i = 0; i < COUNT + AHEAD; ++i) {
+        if (i < COUNT) {
+            products[i % BUFFERS].begin(fragments[i / PARTS], operands, i / PARTS, i % PARTS);
+            if (i >= AHEAD) wgmma_wait<AHEAD>();
+        } else {
+            if (AHEAD > 1 && i < COUNT + AHEAD - 1) wgmma_wait<1>();
+            else wgmma_wait<0>();
+            if (i == COUNT + AHEAD - 1) ring.release();
         }
+        if (i >= AHEAD) products[(i - AHEAD) % BUFFERS].add_to(total, (i - AHEAD) % PARTS);
     }
-    wgmma_wait<0>();
-    ring.release();
-    products[(GROUPS * PARTS - 1) % 2].add_to(total, PARTS - 1);
+    if (AHEAD == 0) ring.release();
 }
 
 __device__ __forceinline__ void multiply_tile(const Problem& p, Sums& total, Ring& ring, int& follower) {
@@ -191,29 +194,6 @@ __device__ __forceinline__ void multiply_tile(const Problem& p, Sums& total, Rin
         ring.advance();
     }
 }
-#else
-__device__ __forceinline__ void multiply_tile(const Problem& p, Sums& total, Ring& ring, int& follower) {
-    Products products;
-    int steps = p.steps();
-#pragma unroll 1
-    for (int step = 0; step < steps; ++step, ring.advance()) {
-        barrier_wait(ring.filled + ring.slot * 8, ring.phase);
-        Operands operands(ring.stage());
-        Fragments fragments[STEP];
-#pragma unroll
-        for (int group = 0; group < STEP; ++group) fragments[group].load(operands, group);
-#pragma unroll
-        for (int i = 0; i < STEP * PARTS; ++i) {
-            if (i == PARTS && step * STEP + 1 == p.groups) break;
-            products.begin(fragments[i / PARTS], operands, i / PARTS, i % PARTS);
-            wgmma_wait<0>();
-            products.add_to(total, i % PARTS);
-        }
-        ring.release();
-        start(follower);
-    }
-}
-#endif
 
 __device__ __forceinline__ void multiply_branch(Sums& total, uint32 stage) {
     int self = threadIdx.x;
