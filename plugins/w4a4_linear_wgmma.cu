@@ -21,7 +21,8 @@
 #endif
 
 constexpr int WARPGROUPS = 3;
-constexpr int TOKENS = WARPGROUPS * 64, FEATURES = 160;  // of a tile
+constexpr int TOKENS = WARPGROUPS * 64;  // of a tile
+constexpr int FEATURES = 160;
 constexpr int PART = FP8 ? 40 : 32;                      // features that a warpgroup takes at a time
 constexpr int PARTS = FEATURES / PART, TILES_N = FEATURES / 8;
 constexpr int THREADS = (WARPGROUPS + 1) * 128;
@@ -152,7 +153,7 @@ __device__ __forceinline__ void start(int& follower) {
 // Two groups, or the last one.
 template <int GROUPS>
 __device__ __forceinline__ void multiply_step(Sums& total, const Ring& ring) {
-    Products products;
+    Products products[1];  // an array, for else NVRTC 13.5 spills in this loop
     Fragments fragments[GROUPS];
     barrier_wait(ring.filled + ring.slot * 8, ring.phase);
     Operands operands(ring.stage());
@@ -160,11 +161,11 @@ __device__ __forceinline__ void multiply_step(Sums& total, const Ring& ring) {
     for (int group = 0; group < GROUPS; ++group) fragments[group].load(operands, group);
 #pragma unroll
     for (int i = 0; i < GROUPS * PARTS; ++i) {
-        products.begin(fragments[i / PARTS], operands, i / PARTS, i % PARTS);
+        products[0].begin(fragments[i / PARTS], operands, i / PARTS, i % PARTS);
         wgmma_wait<0>();
-        if (i == GROUPS * PARTS - 1) ring.release();
-        products.add_to(total, i % PARTS);
+        products[0].add_to(total, i % PARTS);
     }
+    ring.release();
 }
 
 __device__ __forceinline__ void multiply_tile(const Problem& p, Sums& total, Ring& ring, int& follower) {
