@@ -7,7 +7,7 @@
 // Codes are written as the tensor cores of the second half read them (w4a4_layout.cuh): two a byte, the first in the low
 // half; or (INT8=1) one a byte, the numbers with even places of each 32 before those with odd ones (w4a4_linear.cu).
 //
-// The first PREPARING blocks put the layer's constants into the form that the second half takes.
+// The last PREPARING blocks of the first row put the layer's constants into the form that the second half takes.
 #include "w4a4_layout.cuh"
 
 #if WGMMA
@@ -16,10 +16,10 @@
 #define CLUSTER
 #endif
 
-constexpr int WARPS = 6;
+constexpr int WARPS = WGMMA ? 8 : 6;
 constexpr int THREADS = WARPS * 32;
 constexpr int ROW_TILES = WGMMA ? 2 : 1;     // of 16 tokens, with one look at low_rank_down
-constexpr int SPLIT = WGMMA ? 4 : 1;         // blocks of a cluster that share out the groups
+constexpr int SPLIT = WGMMA ? 3 : 1;         // blocks of a cluster that share out the groups
 constexpr int PREPARING = WGMMA ? 66 : 132;  // blocks, or clusters of them
 constexpr int TOKENS = 16 * ROW_TILES;       // of a block
 constexpr int OWN = 16;     // numbers of a lane in a row of a group
@@ -51,19 +51,14 @@ __device__ __forceinline__ void copy_group(uint32 target, const half_bits* x, in
     }
 }
 
-__device__ __forceinline__ Words8 read_words(uint32 first, uint32 second) {
+__device__ __forceinline__ Words8 read_row(uint32 group, int row, int t) {
     Words8 found;
 #pragma unroll
     for (int i = 0; i < 2; ++i)
         asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
                      : "=r"(found.word[4 * i]), "=r"(found.word[4 * i + 1]), "=r"(found.word[4 * i + 2]), "=r"(found.word[4 * i + 3])
-                     : "r"(i == 0 ? first : second));
+                     : "r"(group + row * 128 + (((2 * t + i) ^ (row & 1)) << 4)));
     return found;
-}
-
-__device__ __forceinline__ Words8 read_row(uint32 group, int row, int t) {
-    group += row * 128;
-    return read_words(group + (((2 * t) ^ (row & 1)) << 4), group + (((2 * t + 1) ^ (row & 1)) << 4));
 }
 
 // The butterflies of the reference in its order. Every sum is rounded; none is fused.
@@ -348,28 +343,6 @@ __device__ __forceinline__ void turn_feature_scales(const Quantization& q, int s
 }
 #endif
 
-// What all tokens of a block meet in a group: 32 rows of low_rank_down, pre_scale and shift. With WGMMA they come through
-// shared memory, a group ahead.
-#if WGMMA
-constexpr int OPERANDS = 2 * GROUP_ROWS + 2 * GROUP * 2;
-static_assert(DEPTH - 1 == ROW_TILES, "rows and operands are copied one group ahead");
-
-__device__ __forceinline__ void copy_operands(uint32 target, const Quantization& q, int group, int lane) {
-    int width = q.groups * GROUP, ranks = q.rank - int(blockIdx.y) * RANKS, column = group * GROUP;
-    const half_bits* down = q.low_rank_down + int64(blockIdx.y) * RANKS * width + column;
-    copy_group(target, down, width, ranks, lane);
-    copy_group(target + GROUP_ROWS, down + 16 * int64(width), width, ranks - 16, lane);
-    if (lane < 16) copy_16(target + 2 * GROUP_ROWS + lane * 16, (lane < 8 ? q.pre_scale : q.shift) + column + lane % 8 * 8, true);
-}
-
-__device__ __forceinline__ Vectors read_vectors(uint32 operands, int t) {
-    operands += 2 * GROUP_ROWS + t * 32;
-    return {read_words(operands, operands + 16), read_words(operands + 128, operands + 144)};
-}
-#else
-constexpr int OPERANDS = 0;
-#endif
-
 __device__ __forceinline__ void prepare_constants(const Quantization& q, int block) {
     int self = (block * SPLIT + blockIdx.z) * THREADS + threadIdx.x, threads = PREPARING * SPLIT * THREADS;
 #if WGMMA
@@ -390,59 +363,45 @@ __device__ __forceinline__ void store_token_scale(const Quantization& q, int tok
 
 template <bool ROTATE>
 __device__ __forceinline__ void quantize(const Quantization& q) {
-    if (blockIdx.x < PREPARING) {
-        if (blockIdx.y == 0) prepare_constants(q, blockIdx.x);
+    int preparing = int(blockIdx.x) - int(gridDim.x - PREPARING);
+    if (preparing >= 0) {
+        if (blockIdx.y == 0) prepare_constants(q, preparing);
         return;
     }
-    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, first_token = (int(blockIdx.x) - PREPARING) * TOKENS;
+    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, first_token = blockIdx.x * TOKENS;
     int width = q.groups * GROUP, panel = first_token / PANEL, first_row = WGMMA ? first_token : first_token % PANEL;
-#if !WGMMA
     // Of the lane's first rank. Past the last one there are others' numbers: low_rank_up is taken as 0 there.
     int first_rank = min(int(blockIdx.y) * RANKS + g, q.rank - 1), last_rank = q.rank - 1 - first_rank;
     const half_bits* down = q.low_rank_down + int64(first_rank) * width + OWN * t;
-#endif
     uint8* codes = q.codes + (WGMMA ? 0 : int64(panel) * ceil_div(q.groups, STEP) * CODE_PANEL);
     int64 step_bytes = WGMMA ? int64(q.token_stride) * CODE_ROW : CODE_PANEL;
     bool stores = blockIdx.y == 0;  // blocks of further ranks have the same codes
-    constexpr int WARP_MEMORY = DEPTH * GROUP_ROWS + 2 * OPERANDS;
-    static_assert(WARP_MEMORY >= TOKENS * (RANKS + 2) * 4, "also holds the sums of all warps");
-#if WGMMA
-    extern __shared__ __align__(128) uint8 memory[];
-#else
-    __shared__ __align__(128) uint8 memory[WARPS * WARP_MEMORY];
-#endif
+    __shared__ __align__(128) uint8 memory[WARPS * DEPTH * GROUP_ROWS];
+    static_assert(sizeof(memory) >= WARPS * TOKENS * (RANKS + 2) * 4, "also holds the sums of all warps");
     int lane = threadIdx.x % 32, rows = q.tokens - first_token, slot = 0;
     int first = blockIdx.z * WARPS + threadIdx.x / 32, last = q.groups;
     constexpr int APART = WARPS * SPLIT;  // of a warp's groups
     const half_bits* x = q.x + int64(first_token) * width;
-    uint32 ring = shared_address(memory) + threadIdx.x / 32 * WARP_MEMORY, operands = ring + DEPTH * GROUP_ROWS;
-    auto copy = [&](int group, int tile, int place, uint32 target) {
+    uint32 ring = shared_address(memory) + threadIdx.x / 32 * DEPTH * GROUP_ROWS;
+    auto copy = [&](int group, int tile, int place) {
         if (group < last) copy_group(ring + place * GROUP_ROWS, x + int64(tile) * 16 * width + group * GROUP, width, rows - 16 * tile, lane);
-#if WGMMA
-        if (group < last && tile == 0) copy_operands(target, q, group, lane);
-#endif
         commit_copies();
     };
 #pragma unroll
-    for (int i = 0; i < DEPTH - 1; ++i) copy(first + i / ROW_TILES * APART, i % ROW_TILES, i, operands);
-    uint32 other = operands + OPERANDS;  // of the next group
+    for (int i = 0; i < DEPTH - 1; ++i) copy(first + i / ROW_TILES * APART, i % ROW_TILES, i);
     float sums[ROW_TILES][4][4] = {};
     for (int group = first; group < last; group += APART) {
+        int column = group * GROUP;
+        Vectors vectors = {load_16_halves(q.pre_scale + column + OWN * t), load_16_halves(q.shift + column + OWN * t)};
 #pragma unroll
         for (int tile = 0; tile < ROW_TILES; ++tile) {
             __syncwarp();  // all lanes have read what is now written over
-            copy(group + (tile + DEPTH - 1) / ROW_TILES * APART, (tile + DEPTH - 1) % ROW_TILES, slot == 0 ? DEPTH - 1 : slot - 1, other);
+            copy(group + (tile + DEPTH - 1) / ROW_TILES * APART, (tile + DEPTH - 1) % ROW_TILES, slot == 0 ? DEPTH - 1 : slot - 1);
             wait_copies<DEPTH - 1>();
             __syncwarp();
             uint32 staged = ring + slot * GROUP_ROWS;
             slot = slot + 1 == DEPTH ? 0 : slot + 1;
             int token = first_token + 16 * tile + g;
-#if WGMMA
-            Vectors vectors = read_vectors(operands, t);
-#else
-            int column = group * GROUP;
-            Vectors vectors = {load_16_halves(q.pre_scale + column + OWN * t), load_16_halves(q.shift + column + OWN * t)};
-#endif
             Words8 row[2] = {read_row(staged, g, t), read_row(staged, g + 8, t)};
             uint32 smooth[2][8];
             float v[2][OWN];
@@ -461,11 +420,7 @@ __device__ __forceinline__ void quantize(const Quantization& q) {
             if (q.rank == 0) continue;
 #pragma unroll
             for (int n = 0; n < 4; ++n) {
-#if WGMMA
-                Words8 b = read_row(operands + n / 2 * GROUP_ROWS, n % 2 * 8 + g, t);
-#else
                 Words8 b = load_16_halves(down + (min(8 * n, last_rank) * width + column));
-#endif
 #pragma unroll
                 for (int k = 0; k < 4; ++k) {
                     uint32 a[4] = {smooth[0][2 * k], smooth[1][2 * k], smooth[0][2 * k + 1], smooth[1][2 * k + 1]};
@@ -473,8 +428,6 @@ __device__ __forceinline__ void quantize(const Quantization& q) {
                 }
             }
         }
-        uint32 used = operands;
-        operands = other, other = used;
     }
     uint8* hidden = q.hidden + (WGMMA ? int64(blockIdx.y) * q.token_stride * BRANCH_ROW
                                       : (int64(panel) * gridDim.y + blockIdx.y) * HIDDEN_PANEL);

@@ -22,7 +22,6 @@ NONE, GELU, GATED = 0, 1, 2
 """Epilogues, as ``plugins/w4a4_problem.cuh`` numbers them."""
 
 
-_QUANTIZE_THREADS: Final = 192
 _STEP: Final = 2
 _RANKS: Final = 32
 
@@ -57,19 +56,18 @@ class Tile:
 
 @dataclass(frozen=True)
 class Quantize:
-    """How ``w4a4_quantize.cu`` is launched, with 192 threads a block."""
+    """How ``w4a4_quantize.cu`` is launched."""
 
     tokens: int
     """Of a block."""
+    threads: int
     preparing: int
     """Blocks that put weights and scales into another form."""
     cluster: int = 1
     """Blocks that share the work of one."""
-    shared: int = 0
-    """Bytes of dynamic shared memory."""
 
 
-_QUANTIZE: Final = Quantize(16, 132)
+_QUANTIZE: Final = Quantize(16, 192, 132)
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ class Path:
         return KernelSource("w4a4_quantize.cu", self.macros)
 
 
-_SHARED_OUT: Final = Quantize(32, 66, 4, 6 * (3 * 2048 + 2 * (4096 + 256)))
+_SHARED_OUT: Final = Quantize(32, 256, 66, 3)
 
 INT4: Final = Path((("INT8", 0),), 288, 192, 64, 8, 8)
 """On INT4 tensor cores (mma.sync)."""
@@ -217,11 +215,10 @@ class W4A4LinearKernel:
             path.quantize_source(),
             "quantize_rotated" if attributes["rotate"] else "quantize_plain",
             (-(-tokens // quantize.tokens) + quantize.preparing, branch_steps, quantize.cluster),
-            _QUANTIZE_THREADS,
+            quantize.threads,
             *(x, pre_scale, shift, down, weights, feature_scales, up),
             *(codes, token_scales, hidden, turned, wide, up_rows),
             *(tokens, features, groups, rank, token_stride),
-            shared=quantize.shared,
         )
         count = kernels.multiprocessors
         tile = min(tiles(path, kernels.compute_capability), key=lambda tile: tile.cost(tokens, features, count))
