@@ -187,6 +187,7 @@ def test_kernels_compile_for_every_gpu_and_without_spills(capability):
             assert used.registers <= 255 and used.shared <= 48 << 10
             if capability in WITHOUT_SPILLS:
                 assert used.spill_stores == used.spill_loads == 0
+            assert used.spill_stores <= 100  # on Hopper a few, outside the loop over products
 
 
 @pytest.mark.slow
