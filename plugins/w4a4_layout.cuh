@@ -23,10 +23,7 @@ constexpr int GROUP = 64;
 constexpr int STEP = 2;    // groups that are copied at once
 constexpr int RANKS = 32;  // of the branch that are copied at once
 constexpr int PANEL = 48;  // tokens
-#ifndef HOPPER_FEATURES
-#define HOPPER_FEATURES 160
-#endif
-constexpr int FEATURE_BLOCK = WGMMA ? HOPPER_FEATURES : 192;  // features are padded to a multiple
+constexpr int FEATURE_BLOCK = WGMMA ? 160 : 192;  // features are padded to a multiple
 constexpr int CODE_ROW = INT8 ? 128 : 64;         // bytes of a token in a step
 constexpr int WEIGHT_ROW = WGMMA ? 128 : 64;      // of a feature
 constexpr int BRANCH_ROW = 64;                    // of 32 ranks

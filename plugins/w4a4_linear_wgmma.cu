@@ -2,13 +2,12 @@
 //
 // Tensor cores of Hopper run at full speed only for wgmma, which takes weights from shared memory, a byte a code: the
 // first half (w4a4_quantize.cu) has taken them apart. Three warpgroups compute a tile of 192 tokens x 160 features, 64
-// tokens each; a thread of a fourth one keeps a ring of stages filled through the copy engine. A cluster of two blocks
-// computes two tiles side by side: each copies half of the tokens' codes, to both.
+// tokens each; a thread of a fourth one keeps a ring of stages filled through the copy engine.
 //
 // What would cost most is not the products but their scales: two multiplications for each sum of a group, and loads of the
 // features' scales, which every thread needs many of. So the tensor cores multiply the scales too: a product over 16
 // numbers of which all but one are zero gives scale * scale_w, exactly, since both are float16. One fused multiply-add
-// a sum is left, which rounds as the two of w4a4_linear.cu do, whose first is exact.
+// a sum is left. It rounds as the two of w4a4_linear.cu do, of which the first is exact, so the bits are the same.
 //
 // INT8 (FP8=0) gives integer sums, which must be converted; FP8 (FP8=1) gives the same integers as float32, in units of
 // 2^-18: w4a4_layout.cuh says why they are exact.
@@ -16,22 +15,15 @@
 #define WGMMA 1
 #include "w4a4_problem.cuh"
 #include "wgmma.cuh"
-#include "shapes.cuh"
 
 #ifndef STAGES
 #define STAGES 4
 #endif
-#ifndef PART
-#define PART (FP8 ? 40 : 32)  // features that a warpgroup takes at a time
-#endif
 
-#ifndef WARPGROUPS
-#define WARPGROUPS 3
-#endif
-#ifndef BUFFERS
-#define BUFFERS 1
-#endif
-constexpr int TOKENS = WARPGROUPS * 64, FEATURES = HOPPER_FEATURES;  // of a tile
+constexpr int WARPGROUPS = 3;
+constexpr int TOKENS = WARPGROUPS * 64;  // of a tile
+constexpr int FEATURES = 160;
+constexpr int PART = FP8 ? 40 : 32;                      // features that a warpgroup takes at a time
 constexpr int PARTS = FEATURES / PART, TILES_N = FEATURES / 8;
 constexpr int THREADS = (WARPGROUPS + 1) * 128;
 static_assert(FEATURE_BLOCK % FEATURES == 0, "features are padded to whole tiles");
@@ -46,9 +38,10 @@ typedef float Product;
 typedef int Product;
 #endif
 
-template <int N> __device__ __forceinline__ void multiply_32(float (&c)[N], const uint32 (&a)[4], uint64 b, int add) { mma8(c, a, b, add); }
+__device__ __forceinline__ void multiply_32(float (&c)[20], const uint32 (&a)[4], uint64 b, int add) { wgmma_e4m3_64x40x32(c, a, b, add); }
 __device__ __forceinline__ void multiply_32(int (&c)[16], const uint32 (&a)[4], uint64 b, int add) { wgmma_s8_64x32x32(c, a, b, add); }
-template <int N> __device__ __forceinline__ void multiply_scales(float (&c)[N], const uint32 (&a)[4], uint64 b) { mmah(c, a, b, 0); }
+__device__ __forceinline__ void multiply_scales(float (&c)[20], const uint32 (&a)[4], uint64 b) { wgmma_f16_64x40x16_rows(c, a, b, 0); }
+__device__ __forceinline__ void multiply_scales(float (&c)[16], const uint32 (&a)[4], uint64 b) { wgmma_f16_64x32x16_rows(c, a, b, 0); }
 
 // A stage, in bytes; it starts at a multiple of 1024, as the swizzle of wgmma's operands asks.
 constexpr int CODES = 0, WEIGHTS = TOKENS * CODE_ROW, FEATURE_SCALES = WEIGHTS + FEATURES * WEIGHT_ROW;
@@ -151,69 +144,43 @@ struct Products {
     }
 };
 
+// Lets the next warpgroup begin, once.
 __device__ __forceinline__ void start(int& follower) {
     if (follower > 0) asm volatile("bar.arrive %0, 256;" ::"r"(follower) : "memory");
     follower = 0;
 }
 
-#if BUFFERS == 2
-// One part is under way while the sums of another are scaled.
+// Two groups, or the last one.
 template <int GROUPS>
-__device__ __forceinline__ void multiply_groups(Sums& total, const Ring& ring) {
-    Products products[2];
-    Fragments fragments[2];
+__device__ __forceinline__ void multiply_step(Sums& total, const Ring& ring) {
+    Products products[1];  // an array, for else NVRTC 13.5 spills in this loop
+    Fragments fragments[GROUPS];
     barrier_wait(ring.filled + ring.slot * 8, ring.phase);
     Operands operands(ring.stage());
 #pragma unroll
+    for (int group = 0; group < GROUPS; ++group) fragments[group].load(operands, group);
+#pragma unroll
     for (int i = 0; i < GROUPS * PARTS; ++i) {
-        if (i % PARTS == 0) fragments[i / PARTS].load(operands, i / PARTS);
-        products[i % 2].begin(fragments[i / PARTS], operands, i / PARTS, i % PARTS);
-        if (i > 0) {
-            wgmma_wait<1>();
-            products[(i + 1) % 2].add_to(total, (i - 1) % PARTS);
-        }
+        products[0].begin(fragments[i / PARTS], operands, i / PARTS, i % PARTS);
+        wgmma_wait<0>();
+        products[0].add_to(total, i % PARTS);
     }
-    wgmma_wait<0>();
     ring.release();
-    products[(GROUPS * PARTS - 1) % 2].add_to(total, PARTS - 1);
 }
 
 __device__ __forceinline__ void multiply_tile(const Problem& p, Sums& total, Ring& ring, int& follower) {
     int whole = p.groups / STEP;
 #pragma unroll 1
     for (int step = 0; step < whole; ++step, ring.advance()) {
-        multiply_groups<STEP>(total, ring);
+        multiply_step<STEP>(total, ring);
         start(follower);
     }
     if (p.groups % STEP != 0) {
-        multiply_groups<1>(total, ring);
+        multiply_step<1>(total, ring);
         start(follower);
         ring.advance();
     }
 }
-#else
-__device__ __forceinline__ void multiply_tile(const Problem& p, Sums& total, Ring& ring, int& follower) {
-    Products products;
-    int steps = p.steps();
-#pragma unroll 1
-    for (int step = 0; step < steps; ++step, ring.advance()) {
-        barrier_wait(ring.filled + ring.slot * 8, ring.phase);
-        Operands operands(ring.stage());
-        Fragments fragments[STEP];
-#pragma unroll
-        for (int group = 0; group < STEP; ++group) fragments[group].load(operands, group);
-#pragma unroll
-        for (int i = 0; i < STEP * PARTS; ++i) {
-            if (i == PARTS && step * STEP + 1 == p.groups) break;
-            products.begin(fragments[i / PARTS], operands, i / PARTS, i % PARTS);
-            wgmma_wait<0>();
-            products.add_to(total, i % PARTS);
-        }
-        ring.release();
-        start(follower);
-    }
-}
-#endif
 
 __device__ __forceinline__ void multiply_branch(Sums& total, uint32 stage) {
     int self = threadIdx.x;
@@ -278,10 +245,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) linear(
     // The same for a whole warp, as the compiler sees by the shuffle: what follows stays in uniform registers.
     int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
     if (warpgroup == WARPGROUPS) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(WARPGROUPS == 3 ? 32 : 24));
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
         if (threadIdx.x == WARPGROUPS * 128) produce(p, ring);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(WARPGROUPS == 3 ? 160 : 240));
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
         consume(p, ring, warpgroup);
     }
 #endif

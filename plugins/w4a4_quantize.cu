@@ -24,21 +24,18 @@ constexpr int PREPARING = WGMMA ? 66 : 132;  // blocks, or clusters of them
 constexpr int TOKENS = 16 * ROW_TILES;       // of a block
 constexpr int OWN = 16;     // numbers of a lane in a row of a group
 constexpr int BLOCKS = __CUDA_ARCH__ < 1000 && !WGMMA ? 3 : 2;  // on a multiprocessor; the most without spills
-constexpr float ROUNDING = 12582912.0f;  // 1.5 * 2^23: added to a small number, it leaves its nearest integer
 
 struct Words8 {  // 16 float16
     uint32 word[8];
 };
 
-// Zeros where not valid. Not volatile, so that the compiler may load early.
-__device__ __forceinline__ Words8 load_16_halves(const half_bits* address, bool valid) {
+// Not volatile, so that the compiler may load early.
+__device__ __forceinline__ Words8 load_16_halves(const half_bits* address) {
     Words8 found;
 #pragma unroll
     for (int i = 0; i < 8; i += 4)
-        asm("{\n.reg .pred p;\nsetp.ne.s32 p, %5, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, 0;\nmov.b32 %3, 0;\n"
-            "@p ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
-            : "=r"(found.word[i]), "=r"(found.word[i + 1]), "=r"(found.word[i + 2]), "=r"(found.word[i + 3])
-            : "l"(address + 2 * i), "r"(int(valid)));
+        asm("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];"
+            : "=r"(found.word[i]), "=r"(found.word[i + 1]), "=r"(found.word[i + 2]), "=r"(found.word[i + 3]) : "l"(address + 2 * i));
     return found;
 }
 
@@ -100,21 +97,47 @@ __device__ __forceinline__ float extreme_of(const float (&v)[OWN]) {
     return __uint_as_float(__funnelshift_r(largest, largest, 1));
 }
 
-// Codes as bytes: those of even places in even[], those of odd ones in odd[].
+#if FP8
+// To nearest, ties to even; the first in the low byte.
+__device__ __forceinline__ uint32 floats_to_fp8(float a, float b, float c, float d) {
+    uint16 low, high;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(b), "f"(a));
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(d), "f"(c));
+    return pack_halves(low, high);
+}
+#endif
+
+// Codes as bytes: those of even places in even[], those of odd ones in odd[]. As FP8 they are 1/512 of the integers, and
+// numbers of FP8 up to 1/32 are 1/512 apart: their rounding is the one to integers.
 __device__ __forceinline__ void round_codes(const float (&v)[OWN], float extreme, bool finite, uint32 (&even)[2], uint32 (&odd)[2]) {
     bool divides = extreme != 0.0f && finite;
     float quotient = __fdiv_rn(-8.0f, divides ? extreme : 1.0f), inverse = divides ? quotient : 0.0f;
+    uint32 keep = finite ? ~0u : 0u;
+#if FP8
+    constexpr float STEP_SIZE = 1.0f / 512.0f;
+    inverse *= STEP_SIZE;
+    float q[OWN];
+#pragma unroll
+    for (int i = 0; i < OWN; ++i) q[i] = fminf(__fmul_rn(v[i], inverse), 7.0f * STEP_SIZE);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const float* p = q + 8 * i;
+        even[i] = floats_to_fp8(p[0], p[2], p[4], p[6]) & keep;
+        odd[i] = floats_to_fp8(p[1], p[3], p[5], p[7]) & keep;
+    }
+#else
+    constexpr float ROUNDING = 12582912.0f;  // 1.5 * 2^23: added to a small number, it leaves its nearest integer
     uint32 q[OWN];
 #pragma unroll
     for (int i = 0; i < OWN; ++i)
         q[i] = __float_as_uint(fminf(__fadd_rn(__fmul_rn(v[i], inverse), ROUNDING), ROUNDING + 7.0f));
-    uint32 keep = finite ? ~0u : 0u;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
         const uint32* p = q + 8 * i;
         even[i] = __byte_perm(__byte_perm(p[0], p[2], 0x0040), __byte_perm(p[4], p[6], 0x0040), 0x5410) & keep;
         odd[i] = __byte_perm(__byte_perm(p[1], p[3], 0x0040), __byte_perm(p[5], p[7], 0x0040), 0x5410) & keep;
     }
+#endif
 }
 
 // The 64 codes of a row of a panel's step, in its first or second group, from the four lanes that hold them. All lanes
@@ -126,9 +149,6 @@ __device__ __forceinline__ void store_codes(uint8* panel, int row, int second, i
     uint32 second_word = __shfl_xor_sync(~0u, is_odd ? even[1] : odd[1], 1);
     uint32 x = is_odd ? first_word : even[0], y = is_odd ? second_word : even[1];
     uint32 z = is_odd ? odd[0] : first_word, w = is_odd ? odd[1] : second_word;
-#if FP8
-    x = codes_to_fp8(x), y = codes_to_fp8(y), z = codes_to_fp8(z), w = codes_to_fp8(w);
-#endif
     uint8* target = panel + place_128(row, second * 4 + t);
     if (valid) asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(target), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
 #else
@@ -143,23 +163,31 @@ struct Vectors {  // of a lane's columns; packed, for float32 would take twice t
     Words8 scale, shift;
 };
 
-// A row of a group: v, rotated if asked, and f16(v), which the branch takes.
-template <bool ROTATE>
-__device__ __forceinline__ void smooth_row(const Words8& x, const Vectors& vectors, int t, float (&v)[OWN], uint32 (&smooth)[8]) {
+// Two rows of a group: v, and f16(v), which the branch takes.
+__device__ __forceinline__ void smooth_rows(const Words8 (&x)[2], const Vectors& vectors, float (&v)[2][OWN], uint32 (&smooth)[2][8]) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {  // the products are exact: fusing them changes nothing
         half2_bits scale = vectors.scale.word[i], shift = vectors.shift.word[i];
-        v[2 * i] = __fmaf_rn(low_float(x.word[i]), low_float(scale), -low_float(shift));
-        v[2 * i + 1] = __fmaf_rn(high_float(x.word[i]), high_float(scale), -high_float(shift));
-        smooth[i] = floats_to_half2(v[2 * i], v[2 * i + 1]);
+        float low_scale = low_float(scale), high_scale = high_float(scale), low_shift = low_float(shift), high_shift = high_float(shift);
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            v[row][2 * i] = __fmaf_rn(low_float(x[row].word[i]), low_scale, -low_shift);
+            v[row][2 * i + 1] = __fmaf_rn(high_float(x[row].word[i]), high_scale, -high_shift);
+            smooth[row][i] = floats_to_half2(v[row][2 * i], v[row][2 * i + 1]);
+        }
     }
-    if (ROTATE) rotate(v, t);
 }
 
 __device__ __forceinline__ void cluster_barrier() {
     if (SPLIT == 1) return __syncthreads();
 #if WGMMA && __CUDA_ARCH__ >= 900
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void leave_cluster() {
+#if WGMMA && __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 #endif
 }
 
@@ -184,19 +212,26 @@ __device__ __forceinline__ void store_hidden(const float (&sums)[ROW_TILES][4][4
         for (int n = 0; n < 4; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i) parts[warp][16 * tile + g + 8 * (i / 2)][8 * n + 2 * t + i % 2] = sums[tile][n][i];
+    __syncthreads();
+    for (int i = threadIdx.x; i < TOKENS * RANKS; i += THREADS) {  // over the warps of a block, then over blocks
+        float sum = 0.0f;
+#pragma unroll
+        for (int part = 0; part < WARPS; ++part) sum += parts[part][i / RANKS][i % RANKS];
+        parts[0][i / RANKS][i % RANKS] = sum;
+    }
     cluster_barrier();
     for (int i = blockIdx.z * THREADS + threadIdx.x; i < valid_rows * RANKS / 2; i += THREADS * SPLIT) {
         int token = i / (RANKS / 2), rank = i % (RANKS / 2) * 2;
         float low = 0.0f, high = 0.0f;
 #pragma unroll
-        for (int part = 0; part < WARPS * SPLIT; ++part) {
+        for (int block = 0; block < SPLIT; ++block) {
             float one, other;
-            read_pair(&parts[part / SPLIT][token][rank], part % SPLIT, one, other);
+            read_pair(&parts[0][token][rank], block, one, other);
             low += one, high += other;
         }
         *reinterpret_cast<half2_bits*>(panel + place_64(first_row + token, rank / 8) + rank % 8 * 2) = floats_to_half2(low, high);
     }
-    if (SPLIT > 1) cluster_barrier();  // others have read this block's sums
+    leave_cluster();  // when others have read this block's sums
 }
 
 struct Quantization {
@@ -335,8 +370,9 @@ __device__ __forceinline__ void quantize(const Quantization& q) {
     }
     int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, first_token = blockIdx.x * TOKENS;
     int width = q.groups * GROUP, panel = first_token / PANEL, first_row = WGMMA ? first_token : first_token % PANEL;
-    // Of the lane's first token and rank; those of the others are a uniform number of bytes away.
-    const half_bits* down = q.low_rank_down + int64(blockIdx.y * RANKS + g) * width + OWN * t;
+    // Of the lane's first rank. Past the last one there are others' numbers: low_rank_up is taken as 0 there.
+    int first_rank = min(int(blockIdx.y) * RANKS + g, q.rank - 1), last_rank = q.rank - 1 - first_rank;
+    const half_bits* down = q.low_rank_down + int64(first_rank) * width + OWN * t;
     uint8* codes = q.codes + (WGMMA ? 0 : int64(panel) * ceil_div(q.groups, STEP) * CODE_PANEL);
     int64 step_bytes = WGMMA ? int64(q.token_stride) * CODE_ROW : CODE_PANEL;
     bool stores = blockIdx.y == 0;  // blocks of further ranks have the same codes
@@ -356,7 +392,7 @@ __device__ __forceinline__ void quantize(const Quantization& q) {
     float sums[ROW_TILES][4][4] = {};
     for (int group = first; group < last; group += APART) {
         int column = group * GROUP;
-        Vectors vectors = {load_16_halves(q.pre_scale + column + OWN * t, true), load_16_halves(q.shift + column + OWN * t, true)};
+        Vectors vectors = {load_16_halves(q.pre_scale + column + OWN * t), load_16_halves(q.shift + column + OWN * t)};
 #pragma unroll
         for (int tile = 0; tile < ROW_TILES; ++tile) {
             __syncwarp();  // all lanes have read what is now written over
@@ -366,23 +402,25 @@ __device__ __forceinline__ void quantize(const Quantization& q) {
             uint32 staged = ring + slot * GROUP_ROWS;
             slot = slot + 1 == DEPTH ? 0 : slot + 1;
             int token = first_token + 16 * tile + g;
+            Words8 row[2] = {read_row(staged, g, t), read_row(staged, g + 8, t)};
             uint32 smooth[2][8];
+            float v[2][OWN];
+            smooth_rows(row, vectors, v, smooth);
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                float v[OWN];
-                smooth_row<ROTATE>(read_row(staged, g + 8 * i, t), vectors, t, v, smooth[i]);
-                float extreme = extreme_of(v);
+                if (ROTATE) rotate(v[i], t);
+                float extreme = extreme_of(v[i]);
                 bool finite = fabsf(extreme) < infinity(), valid = stores && token + 8 * i < q.tokens;
                 uint32 even[2], odd[2];
-                round_codes(v, extreme, finite, even, odd);
+                round_codes(v[i], extreme, finite, even, odd);
                 store_codes(codes + group / STEP * step_bytes, first_row + 16 * tile + g + 8 * i, group % STEP, t, valid, even, odd);
                 half_bits scale = finite ? float_to_half(__fmul_rn(extreme, -0.125f)) : half_bits(0x7fff);
                 if (valid && t == 0) store_token_scale(q, token + 8 * i, group, scale);
             }
+            if (q.rank == 0) continue;
 #pragma unroll
             for (int n = 0; n < 4; ++n) {
-                bool valid = blockIdx.y * RANKS + 8 * n + g < q.rank;
-                Words8 b = load_16_halves(down + int64(8 * n) * width + column, valid);
+                Words8 b = load_16_halves(down + (min(8 * n, last_rank) * width + column));
 #pragma unroll
                 for (int k = 0; k < 4; ++k) {
                     uint32 a[4] = {smooth[0][2 * k], smooth[1][2 * k], smooth[0][2 * k + 1], smooth[1][2 * k + 1]};

@@ -137,7 +137,7 @@ __device__ __forceinline__ void wgmma_f16_64x32x16(float (&c)[16], uint64 a, uin
         : "l"(a), "l"(b), "r"(add));
 }
 
-// c (+)= A B^T with A [64, 32] in registers and B [40, 32] in shared memory: FP8.
+// c (+)= A B^T with FP8 (e4m3) A [64, 32] in registers and B [40, 32] in shared memory, rows of the summed dimension.
 __device__ __forceinline__ void wgmma_e4m3_64x40x32(float (&c)[20], const uint32 (&a)[4], uint64 b, int add) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %25, 0;\n"
@@ -165,19 +165,7 @@ __device__ __forceinline__ void wgmma_f16_64x40x16_rows(float (&c)[20], const ui
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
 }
 
-// c (+)= A B^T with A [64, 32] in registers and B [32, 32] in shared memory: FP8.
-__device__ __forceinline__ void wgmma_e4m3_64x32x32(float (&c)[16], const uint32 (&a)[4], uint64 b, int add) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15 "
-        "}, {%16, %17, %18, %19}, %20, p, 1, 1;\n}\n"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
-          "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
-}
-
-// The same with int8.
+// c (+)= A B^T with int8 A [64, 32] in registers and B [32, 32] in shared memory.
 __device__ __forceinline__ void wgmma_s8_64x32x32(int (&c)[16], const uint32 (&a)[4], uint64 b, int add) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
@@ -232,23 +220,10 @@ __device__ __forceinline__ void barrier_expect(uint32 barrier, uint32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-// Arrives at a block's barrier of the cluster; `barrier` is the address of this block's own.
-__device__ __forceinline__ void barrier_arrive_at(uint32 barrier, int rank) {
-    asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier), "r"(rank) : "memory");
-}
-
 // From global to shared memory by the copy engine; addresses and size are multiples of 16.
 __device__ __forceinline__ void copy_bulk(uint32 target, const void* source, uint32 bytes, uint32 barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target), "l"(source),
                  "r"(bytes), "r"(barrier)
-                 : "memory");
-}
-
-// The same to all blocks of a cluster whose bits are in `mask`, each at the same place and with its own barrier.
-__device__ __forceinline__ void copy_bulk_to_all(uint32 target, const void* source, uint32 bytes, uint32 barrier, uint16 mask) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(target),
-                 "l"(source), "r"(bytes), "r"(barrier), "h"(mask)
                  : "memory");
 }
 

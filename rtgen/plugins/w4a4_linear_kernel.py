@@ -28,7 +28,7 @@ _RANKS: Final = 32
 
 @dataclass(frozen=True)
 class Tile:
-    """What a thread block of the second kernel computes at a time, or a cluster of them."""
+    """What a thread block of the second kernel computes at a time."""
 
     tokens: int
     features: int
@@ -40,24 +40,34 @@ class Tile:
     shared: int
     """Bytes of shared memory."""
     source: KernelSource
-    cluster: int = 1
-    """Blocks that compute a tile together."""
 
     def count(self, tokens: int, features: int) -> int:
         """Tiles of an output."""
         return -(-features // self.features) * -(-tokens // self.tokens)
 
-    def at_once(self, multiprocessors: int) -> int:
-        """Tiles that are computed at once."""
-        return max(1, multiprocessors * self.per_multiprocessor // self.cluster)
+    def blocks(self, multiprocessors: int) -> int:
+        """That run at once."""
+        return multiprocessors * self.per_multiprocessor
 
     def cost(self, tokens: int, features: int, multiprocessors: int) -> float:
         """Rounds of tiles times their length."""
-        return -(-self.count(tokens, features) // self.at_once(multiprocessors)) * self.time
+        return -(-self.count(tokens, features) // self.blocks(multiprocessors)) * self.time
 
-    def blocks(self, tokens: int, features: int, multiprocessors: int) -> int:
-        """Of a launch."""
-        return self.cluster * min(self.count(tokens, features), self.at_once(multiprocessors))
+
+@dataclass(frozen=True)
+class Quantize:
+    """How ``w4a4_quantize.cu`` is launched."""
+
+    tokens: int
+    """Of a block."""
+    threads: int
+    preparing: int
+    """Blocks that put weights and scales into another form."""
+    cluster: int = 1
+    """Blocks that share the work of one."""
+
+
+_QUANTIZE: Final = Quantize(16, 192, 132)
 
 
 @dataclass(frozen=True)
@@ -73,9 +83,7 @@ class Path:
     token_scales: int
     """Of a token's scales in a step."""
     feature_scales: int
-    quantize: tuple[int, int, int, int] = (16, 192, 132, 1)
-    """Of ``w4a4_quantize.cu``: tokens and threads of a block, blocks that prepare weights and scales, and blocks of a
-    cluster, which share the work of one."""
+    quantize: Quantize = _QUANTIZE
     weight_row: int = 0
     """Of a feature's codes in a step where the weights are taken apart ahead, and ``low_rank_up`` put in rows."""
 
@@ -83,16 +91,18 @@ class Path:
         return KernelSource("w4a4_quantize.cu", self.macros)
 
 
+_SHARED_OUT: Final = Quantize(32, 256, 66, 3)
+
 INT4: Final = Path((("INT8", 0),), 288, 192, 64, 8, 8)
 """On INT4 tensor cores (mma.sync)."""
 
 INT8: Final = Path((("INT8", 1),), 288, 192, 128, 8, 8)
 """The same integers on INT8 tensor cores."""
 
-HOPPER_INT8: Final = Path((("INT8", 1), ("WGMMA", 1), ("FP8", 0)), 192, 160, 128, 4, 32, (32, 256, 66, 3), 128)
+HOPPER_INT8: Final = Path((("INT8", 1), ("WGMMA", 1), ("FP8", 0)), 192, 160, 128, 4, 32, _SHARED_OUT, 128)
 """The same on INT8 tensor cores by wgmma, the only way to full speed on Hopper."""
 
-HOPPER_FP8: Final = Path((("INT8", 1), ("WGMMA", 1), ("FP8", 1)), 192, 160, 128, 4, 32, (32, 256, 66, 3), 128)
+HOPPER_FP8: Final = Path((("INT8", 1), ("WGMMA", 1), ("FP8", 1)), 192, 160, 128, 4, 32, _SHARED_OUT, 128)
 """The same integers as float8, which is exact: their sums need no conversion."""
 
 PATHS: Final[Mapping[str, Path]] = {"7.5": INT4, "8.0": INT4, "8.6": INT4, "8.9": INT4, "9.0": HOPPER_FP8}
@@ -108,15 +118,13 @@ def warp_tile(path: Path, rows: int, columns: int, stages: int, per_multiprocess
     return Tile(tokens, features, 32 * rows * columns, per_multiprocessor, time, shared, source)
 
 
-def hopper_tile(path: Path, stages: int = 4, **macros: int) -> Tile:
-    """The tile of ``w4a4_linear_wgmma.cu``: two blocks side by side, each with 192 tokens and 160 features."""
-    stage = 192 * (path.code_row + path.token_scales) + 160 * (path.weight_row + path.feature_scales)
-    cluster = macros.get("CLUSTER", 1)
-    source = KernelSource(
-        "w4a4_linear_wgmma.cu", (("FP8", dict(path.macros)["FP8"]), ("STAGES", stages), *sorted(macros.items()))
-    )
+def hopper_tile(path: Path, stages: int = 4) -> Tile:
+    """The tile of ``w4a4_linear_wgmma.cu``: three warpgroups of 64 tokens, and one that copies."""
+    tokens, features = path.token_block, path.feature_block
+    stage = tokens * (path.code_row + path.token_scales) + features * (path.weight_row + path.feature_scales)
     shared = 1024 + stages * -(-stage // 1024) * 1024
-    return Tile(192, 160 * cluster, 512, 1, 1.0, shared, source, cluster)
+    macros = (("FP8", dict(path.macros)["FP8"]), ("STAGES", stages))
+    return Tile(tokens, features, 512, 1, 1.0, shared, KernelSource("w4a4_linear_wgmma.cu", macros))
 
 
 def tiles(path: Path, compute_capability: str) -> tuple[Tile, ...]:
@@ -197,7 +205,7 @@ class W4A4LinearKernel:
             return
         x, weights, feature_scales, pre_scale, shift, down, up, bias = (Pointer(view.address) for view in inputs[:8])
         path = self._path(kernels.compute_capability)
-        block_tokens, threads, preparing, cluster = path.quantize
+        quantize = path.quantize
         at = scratch(path, tokens, features, width, rank)
         parts = (at.codes, at.token_scales, at.hidden, at.feature_scales, at.wide_weights, at.up)
         codes, token_scales, hidden, turned, wide, up_rows = (Pointer(workspace + offset) for offset in parts)
@@ -206,8 +214,8 @@ class W4A4LinearKernel:
             stream,
             path.quantize_source(),
             "quantize_rotated" if attributes["rotate"] else "quantize_plain",
-            (-(-tokens // block_tokens) + preparing, branch_steps, cluster),
-            threads,
+            (-(-tokens // quantize.tokens) + quantize.preparing, branch_steps, quantize.cluster),
+            quantize.threads,
             *(x, pre_scale, shift, down, weights, feature_scales, up),
             *(codes, token_scales, hidden, turned, wide, up_rows),
             *(tokens, features, groups, rank, token_stride),
@@ -221,7 +229,7 @@ class W4A4LinearKernel:
             stream,
             tile.source,
             "linear",
-            (tile.blocks(tokens, features, count),),
+            (min(tile.count(tokens, features), tile.blocks(count)),),
             tile.threads,
             *(codes, token_scales, hidden, weights, turned, up, bias, gate, residual, Pointer(outputs[0].address)),
             *(tokens, features, groups, rank, branch_steps, token_stride),
