@@ -93,13 +93,19 @@ def test_attention_conv(monkeypatch, channels, out_channels, frames, height, wid
 @pytest.mark.parametrize("rotate", [0, 1])
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("tile", [0, 1], ids=["tile0", "tile1"])
-@pytest.mark.parametrize("tensor_cores", ["INT8", "INT4"])
+@pytest.mark.parametrize("path", ["INT8", "INT4", "HOPPER_INT8", "HOPPER_FP8"])
 @pytest.mark.usefixtures("two_multiprocessors")
-def test_w4a4_linear(monkeypatch, tensor_cores, tile, gated, rotate, tokens, width, features, rank):
+def test_w4a4_linear(monkeypatch, path, tile, gated, rotate, tokens, width, features, rank):
     """Of tiles that are not whole, rows of scratch memory that nobody wrote are multiplied, and dropped."""
     here = "{}.{}".format(*torch.cuda.get_device_capability())
-    monkeypatch.setattr(w4a4_kernel, "INT4_TENSOR_CORES", {here} if tensor_cores == "INT4" else set())
-    monkeypatch.setattr(w4a4_kernel, "OTHER_TILES", {here: w4a4_kernel.tiles(here)[tile : tile + 1]})
+    if path.startswith("HOPPER") and here != "9.0":
+        pytest.skip("wgmma is Hopper's")
+    chosen = getattr(w4a4_kernel, path)
+    tiles = w4a4_kernel.tiles(chosen, here)[tile : tile + 1]
+    if not tiles:
+        pytest.skip("the path has one tile shape")
+    monkeypatch.setattr(w4a4_kernel, "PATHS", {here: chosen})
+    monkeypatch.setattr(w4a4_kernel, "tiles", lambda path, compute_capability: tiles)
     torch.manual_seed(0)
     tensors = [
         noise(1, tokens, width),
