@@ -1,6 +1,7 @@
 """How ``rtgen::QuantizedKVCacheAttention`` is launched: sources, scratch memory, order, grids.
 
-``plugins/kv_cache_attention.cu`` has every step, for all GPUs. What a GPU does otherwise is a row of a table here.
+``plugins/kv_cache_ring.cu`` has the steps around attention, ``plugins/kv_cache_attention.cu`` attention, for all GPUs.
+What a GPU does otherwise is a row of a table here.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from rtgen.plugins.shared_memory import MULTIPROCESSOR_KIB
 if TYPE_CHECKING:
     from rtgen.plugins.loader import LoadedKernels
 
-_STEPS: Final = "kv_cache_attention.cu"
+_STEPS: Final = "kv_cache_ring.cu"
+_ATTENTION: Final = "kv_cache_attention.cu"
 _TILE_BYTES: Final = 16
 
 
@@ -43,8 +45,8 @@ class Attend:
 
 
 _EVERY_GPU: Final[Mapping[int, Attend]] = {
-    64: Attend(_STEPS, queries=64, keys=64, threads=128, blocks=3, combine_threads=128),
-    128: Attend(_STEPS, queries=64, keys=64, threads=128, blocks=2, combine_threads=128),
+    64: Attend(_ATTENTION, queries=64, keys=64, threads=128, blocks=3, combine_threads=128),
+    128: Attend(_ATTENTION, queries=64, keys=64, threads=128, blocks=2, combine_threads=128),
 }
 """By the width of a head."""
 _BY_GPU: Final[Mapping[tuple[str, int], Attend]] = {
@@ -139,7 +141,7 @@ class RingAttentionKernel:
     """Launches the kernels in order: centre, plan, quantize, pool, attend, combine."""
 
     def sources(self, attributes: Attributes, compute_capability: str) -> tuple[KernelSource, ...]:
-        """The steps, and another source where the GPU has one for attention."""
+        """The steps around attention, and attention, for which some GPUs have a source of their own."""
         return _sources(attributes, attend_of(compute_capability, int(attributes["head_dim"])))
 
     def workspace(self, inputs: Sequence[Shape], attributes: Attributes, compute_capability: str) -> int:
@@ -169,12 +171,10 @@ class RingAttentionKernel:
 
 
 def _sources(attributes: Attributes, attend: Attend) -> tuple[KernelSource, ...]:
-    """The steps first, then attention, which may be the same source."""
+    """The steps around it, then attention."""
     bits = ("BITS", int(attributes["bits"]))
     shape = (bits, ("HEAD_DIM", int(attributes["head_dim"])), ("KEYS", attend.keys), ("QUERIES", attend.queries))
-    if attend.file == _STEPS:
-        return (KernelSource(_STEPS, shape),)
-    return KernelSource(_STEPS, (*shape, ("STEPS_ONLY", 1))), KernelSource(attend.file, (bits,))
+    return KernelSource(_STEPS, shape), KernelSource(attend.file, shape if attend.file == _ATTENTION else (bits,))
 
 
 class Launch:
