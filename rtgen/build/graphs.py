@@ -121,13 +121,14 @@ def compiler_passes(plan: BuildPlan, component: Component, table: ComponentEntry
     from rtgen.passes.decompose_attention import DecomposeAttention
     from rtgen.passes.fix_dimension import FixDimension
     from rtgen.passes.fuse_attention_conv import FuseAttentionConv
+    from rtgen.passes.fuse_w4a4_epilogues import FuseW4A4Epilogues
     from rtgen.passes.mark_plugins import MarkPlugins
     from rtgen.plugins.registry import PLUGINS
 
     passes: list[ir.passes.PassBase] = [AttachFunctions()]
     if plan.gpu.builds_engines and table.runs_on == "device":
-        fused, marked = FuseAttentionConv(), MarkPlugins(PLUGINS.values())
-        passes = [fused, *passes, marked, BroadcastMask(), DecomposeAttention()]
+        fused, marked = (FuseAttentionConv(), FuseW4A4Epilogues()), MarkPlugins(PLUGINS.values())
+        passes = [*fused, *passes, marked, BroadcastMask(), DecomposeAttention()]
     if component == "denoiser" and plan.fixed_ring is not None:
         passes.append(FixDimension("ring", plan.fixed_ring))
     return passes

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Final
+from typing import Final
 
 import onnx_ir as ir
 
+from rtgen.passes.neighbours import dimensions, only_reader, other_input, replace_last
 from rtgen.plugins.attention_conv import PLUGIN
 from rtgen.plugins.attention_conv_kernel import CHANNEL_STEP, MOST_CHANNELS
 from rtgen.plugins.base import DOMAIN, DOMAIN_VERSION
@@ -57,16 +58,16 @@ def _find(attention: ir.Node) -> _Block | None:
     qkv = _packed(attention)
     if qkv is None or not _is_plain(attention):
         return None
-    squeeze = _only_reader(attention.outputs[0], "Squeeze")
-    product = squeeze and _only_reader(squeeze.outputs[0], "MatMul", index=0)
+    squeeze = only_reader(attention.outputs[0], "Squeeze")
+    product = squeeze and only_reader(squeeze.outputs[0], "MatMul", index=0)
     weight = product and _transposed(product.inputs[1])
-    add = product and _only_reader(product.outputs[0], "Add")
-    reshape = add and _only_reader(add.outputs[0], "Reshape", index=0)
-    transpose = reshape and _only_reader(reshape.outputs[0], "Transpose")
-    last = transpose and _only_reader(transpose.outputs[0], "Add")
+    add = product and only_reader(product.outputs[0], "Add")
+    reshape = add and only_reader(add.outputs[0], "Reshape", index=0)
+    transpose = reshape and only_reader(reshape.outputs[0], "Transpose")
+    last = transpose and only_reader(transpose.outputs[0], "Add")
     if not (product and weight and add and transpose and last):
         return None
-    bias, residual = _other(add, product.outputs[0]), _other(last, transpose.outputs[0])
+    bias, residual = other_input(add, product.outputs[0]), other_input(last, transpose.outputs[0])
     scale = float(attention.attributes["scale"].value) if "scale" in attention.attributes else 0.0
     if scale < 0 or not (_fits(qkv, weight, bias) and _is_image(transpose, residual, qkv)):
         return None
@@ -87,14 +88,14 @@ def _packed(attention: ir.Node) -> ir.Value | None:
         return None
     if any(len(value.uses()) != 1 or value.is_graph_output() for value in split.outputs):
         return None
-    sizes = [_dimensions(value)[-1:] for value in split.outputs]
+    sizes = [dimensions(value)[-1:] for value in split.outputs]
     unsqueeze = split.inputs[0] and split.inputs[0].producer()
     if not unsqueeze or unsqueeze.op_type != "Unsqueeze" or len(unsqueeze.outputs[0].uses()) != 1:
         return None
-    qkv, apart = unsqueeze.inputs[0], _dimensions(unsqueeze.outputs[0])
-    if qkv is None or len(_dimensions(qkv)) != 3 or apart[1:2] != [1] or sizes[0] != sizes[1] or sizes[1] != sizes[2]:
+    qkv, apart = unsqueeze.inputs[0], dimensions(unsqueeze.outputs[0])
+    if qkv is None or len(dimensions(qkv)) != 3 or apart[1:2] != [1] or sizes[0] != sizes[1] or sizes[1] != sizes[2]:
         return None
-    return qkv if _dimensions(qkv)[2] == 3 * sizes[0][0] else None
+    return qkv if dimensions(qkv)[2] == 3 * sizes[0][0] else None
 
 
 def _is_plain(attention: ir.Node) -> bool:
@@ -103,14 +104,14 @@ def _is_plain(attention: ir.Node) -> bool:
         name not in attention.attributes or not attention.attributes[name].value for name in ("is_causal", "softcap")
     )
     return (
-        plain and _dimensions(attention.outputs[0])[1:2] == [1] and not any(out.uses() for out in attention.outputs[1:])
+        plain and dimensions(attention.outputs[0])[1:2] == [1] and not any(out.uses() for out in attention.outputs[1:])
     )
 
 
 def _fits(qkv: ir.Value, weight: ir.Value, bias: ir.Value) -> bool:
     """Whether the kernel serves type and width (rule 3)."""
-    shape = _dimensions(weight)
-    if qkv.dtype != ir.DataType.FLOAT16 or len(shape) != 2 or _dimensions(bias) != shape[:1]:
+    shape = dimensions(weight)
+    if qkv.dtype != ir.DataType.FLOAT16 or len(shape) != 2 or dimensions(bias) != shape[:1]:
         return False
     width = shape[1]
     return isinstance(width, int) and width % CHANNEL_STEP == 0 and 0 < width <= MOST_CHANNELS
@@ -118,12 +119,12 @@ def _fits(qkv: ir.Value, weight: ir.Value, bias: ir.Value) -> bool:
 
 def _is_image(transpose: ir.Node, residual: ir.Value, qkv: ir.Value) -> bool:
     """Whether the transposed tensor is the residual's like, channels first, and each frame is one image of qkv."""
-    image, images = _dimensions(transpose.outputs[0]), _dimensions(qkv)[0]
+    image, images = dimensions(transpose.outputs[0]), dimensions(qkv)[0]
     rank = len(image)
     perm = tuple(transpose.attributes["perm"].as_ints()) if "perm" in transpose.attributes else ()
     if rank not in (_IMAGE_RANK - 1, _IMAGE_RANK) or perm != (0, rank - 1, *range(1, rank - 1)):
         return False
-    if image != _dimensions(residual):
+    if image != dimensions(residual):
         return False
     outer = [image[0], *image[2:-2]]
     numbers = [size for size in outer if isinstance(size, int)]
@@ -133,68 +134,26 @@ def _is_image(transpose: ir.Node, residual: ir.Value, qkv: ir.Value) -> bool:
 def _replace(graph: ir.Graph, block: _Block) -> None:
     exact = block.last.outputs[0]
     nodes = [_node(block, block.residual)]
-    if len(_dimensions(exact)) < _IMAGE_RANK:  # rule 2
+    if len(dimensions(exact)) < _IMAGE_RANK:  # rule 2
         axis = ir.node("Constant", [], {"value_ints": [2]})
         with_frame = ir.node("Unsqueeze", [block.residual, axis.outputs[0]])
         fused = _node(block, with_frame.outputs[0])
         nodes = [axis, with_frame, fused, ir.node("Squeeze", [fused.outputs[0], axis.outputs[0]])]
         for node in (with_frame, fused):
             node.outputs[0].type = exact.type
-    output, name = nodes[-1].outputs[0], exact.name
-    output.shape, output.type = exact.shape, exact.type
-    ir.convenience.replace_all_uses_with(exact, output, replace_graph_outputs=True)
-    graph.insert_after(block.last, nodes)
-    for number, node in enumerate(nodes):
-        node.outputs[0].name = name if node is nodes[-1] else f"{name}.{number}"
-    _remove_unread(graph, block.last)
+    replace_last(graph, block.last, nodes)
 
 
 def _node(block: _Block, residual: ir.Value) -> ir.Node:
-    width = _dimensions(block.weight)[1]
+    width = dimensions(block.weight)[1]
     attributes = {"channels": int(width), "scale": block.scale}
     return ir.node(PLUGIN.name, [block.qkv, block.weight, block.bias, residual], attributes, domain=DOMAIN)
-
-
-def _remove_unread(graph: ir.Graph, node: ir.Node) -> None:
-    """Take out a node that nothing reads, and what led to it alone."""
-    if any(value.uses() or value.is_graph_output() for value in node.outputs):
-        return
-    inputs = [value for value in node.inputs if value is not None]
-    graph.remove(node, safe=True)
-    for value in dict.fromkeys(inputs):
-        producer = value.producer()
-        if producer is not None:
-            if producer.graph is not None:  # else it is gone already
-                _remove_unread(graph, producer)
-        elif value.is_initializer() and not value.uses() and not value.is_graph_input():
-            graph.initializers.pop(value.name or "", None)
-
-
-def _only_reader(value: ir.Value, op_type: str, index: int | None = None) -> ir.Node | None:
-    """The one node that reads a value, if it is of this kind and reads it as input ``index``."""
-    uses = list(value.uses())
-    if len(uses) != 1 or value.is_graph_output() or uses[0].node.op_type != op_type:
-        return None
-    return uses[0].node if index is None or uses[0].idx == index else None
-
-
-def _other(add: ir.Node, value: ir.Value) -> ir.Value:
-    """What is added to a value."""
-    found = add.inputs[1] if add.inputs[0] is value else add.inputs[0]
-    assert found is not None  # Add has two
-    return found
 
 
 def _transposed(value: ir.Value | None) -> ir.Value | None:
     """The matrix that a value is the transpose of."""
     node = value.producer() if value is not None else None
-    if node is None or node.op_type != "Transpose" or len(_dimensions(node.outputs[0])) != 2:
+    if node is None or node.op_type != "Transpose" or len(dimensions(node.outputs[0])) != 2:
         return None
     perm = node.attributes.get("perm")
     return node.inputs[0] if perm is None or tuple(perm.as_ints()) == (1, 0) else None
-
-
-def _dimensions(value: ir.Value) -> list[Any]:
-    """Numbers and symbols; empty where the shape is unknown."""
-    shape = value.shape
-    return [] if shape is None else [size if isinstance(size, int) else str(size) for size in shape]
