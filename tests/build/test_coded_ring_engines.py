@@ -86,8 +86,9 @@ def test_a_ring_of_pages_is_smaller_and_updated_in_place(tmp_path, monkeypatch):
 
 def test_one_set_of_kernels_serves_all_layers(prepared):
     for each in prepared:
-        (steps,) = sources(each.folder, "8.9")
-        assert steps.name.startswith(f"kv_cache_attention-bits{each.bits}-head_dim64")
+        attention, ring = sources(each.folder, "8.9")
+        assert attention.name.startswith(f"kv_cache_attention-bits{each.bits}-head_dim64")
+        assert ring.name.startswith(f"kv_cache_ring-bits{each.bits}-head_dim64")
 
 
 @pytest.mark.parametrize("capability", ["7.5", "8.0", "8.6", "8.9", "12.0"])
