@@ -1,11 +1,16 @@
 // Attention of a chunk over the quantized K/V ring on all GPUs but Hopper: the chunk's queries attend to everything valid.
-// Operator, layouts: docs/plugins/kv_cache_attention.md; what comes before: kv_cache_ring.cu. Macros: kv_cache_layout.cuh.
+// Operator, layouts: docs/plugins/kv_cache_attention.md; what comes before: kv_cache_ring.cu. Macros: those of
+// kv_cache_layout.cuh, and QUERIES (64, 128) rows of a task.
 //
 // Grid and block of each kernel stand above it:
 //   attend    the attention, split evenly over the blocks
 //   combine   merges the tasks that were split
 #include "kv_cache_layout.cuh"
 #include "mma.cuh"
+
+#ifndef QUERIES
+#define QUERIES 64
+#endif
 
 namespace {
 

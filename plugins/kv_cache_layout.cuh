@@ -1,13 +1,9 @@
-// What the kernels around the K/V ring share. Macros: BITS (4, 8) of a code, HEAD_DIM (64, 128), KEYS rows of a tile, QUERIES
-// (64, 128) rows of a task.
+// What the kernels around the K/V ring share. Macros: BITS (4, 8) of a code, HEAD_DIM (64, 128), KEYS rows of a tile.
 #pragma once
 #include "numbers.cuh"
 
 #ifndef KEYS
 #define KEYS 64
-#endif
-#ifndef QUERIES
-#define QUERIES 64
 #endif
 
 constexpr int ROW_BYTES = HEAD_DIM * BITS / 8;  // of a row of codes

@@ -6,6 +6,7 @@ from typing import Final
 
 import onnx_ir as ir
 
+from rtgen.passes.mark_plugins import attributes_of
 from rtgen.passes.neighbours import dimensions, only_reader, other_input, replace_last
 from rtgen.plugins.base import DOMAIN
 from rtgen.plugins.w4a4_linear import GATED, PLUGIN
@@ -30,17 +31,18 @@ class FuseW4A4Epilogues(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
         for linear in [node for node in model.graph if node.domain == DOMAIN and node.op_type == PLUGIN.name]:
-            modified |= _fuse_gelu(model.graph, linear) or _fuse_gate(model.graph, linear)
+            if attributes_of(PLUGIN, linear)["epilogue"] == NONE:
+                modified |= _fuse_gelu(model.graph, linear) or _fuse_gate(model.graph, linear)
         return ir.passes.PassResult(model, modified=modified)
 
 
 def _fuse_gelu(graph: ir.Graph, linear: ir.Node) -> bool:
     gelu = only_reader(linear.outputs[0], "Gelu")
-    if gelu is None or _epilogue(linear) != NONE or "approximate" not in gelu.attributes:
+    if gelu is None or "approximate" not in gelu.attributes:
         return False
     if gelu.attributes["approximate"].as_string() != "tanh":
         return False
-    attributes = {"rotate": _rotate(linear), "epilogue": GELU}
+    attributes = attributes_of(PLUGIN, linear) | {"epilogue": GELU}
     replace_last(graph, gelu, [ir.node(PLUGIN.name, linear.inputs, attributes, domain=DOMAIN)])
     return True
 
@@ -52,7 +54,7 @@ def _fuse_gate(graph: ir.Graph, linear: ir.Node) -> bool:
     product = apart and only_reader(apart.outputs[0], "Mul")
     together = product and only_reader(product.outputs[0], "Reshape", index=0)
     add = together and only_reader(together.outputs[0], "Add")
-    if not (cast and apart and product and together and add) or _epilogue(linear) != NONE:
+    if not (cast and apart and product and together and add):
         return False
     gate = _gate(other_input(product, apart.outputs[0]), apart.outputs[0])
     residual = other_input(add, together.outputs[0])
@@ -62,7 +64,7 @@ def _fuse_gate(graph: ir.Graph, linear: ir.Node) -> bool:
     if len(shape) != _GATE_RANK or not dimensions(residual) == dimensions(together.outputs[0]) == shape:
         return False
     inputs = [*linear.inputs, gate, residual]
-    replace_last(graph, add, [ir.node(GATED.name, inputs, {"rotate": _rotate(linear)}, domain=DOMAIN)])
+    replace_last(graph, add, [ir.node(GATED.name, inputs, attributes_of(GATED, linear), domain=DOMAIN)])
     return True
 
 
@@ -76,11 +78,3 @@ def _gate(rows: ir.Value, frames: ir.Value) -> ir.Value | None:
     if dimensions(rows) != [batch, count, 1, width] or dimensions(frames)[:2] != [batch, count]:
         return None
     return gate if dimensions(frames)[3:] == [width] else None
-
-
-def _epilogue(linear: ir.Node) -> int:
-    return linear.attributes["epilogue"].as_int() if "epilogue" in linear.attributes else NONE
-
-
-def _rotate(linear: ir.Node) -> int:
-    return linear.attributes["rotate"].as_int() if "rotate" in linear.attributes else 0

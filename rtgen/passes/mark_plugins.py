@@ -57,7 +57,7 @@ def marked_nodes(model: ir.Model, plugins: Iterable[Plugin]) -> list[PluginNode]
     """The nodes that :class:`MarkPlugins` marked, in order."""
     known = {plugin.name: plugin for plugin in plugins}
     return [
-        PluginNode(node.op_type, _attributes(known[node.op_type], node))
+        PluginNode(node.op_type, attributes_of(known[node.op_type], node))
         for node in model.graph
         if node.domain == DOMAIN and _MARKS.keys() <= node.attributes.keys()
     ]
@@ -74,6 +74,7 @@ def _attribute(name: str, value: int | float) -> ir.Attr:
     return ir.AttrFloat32(name, value) if isinstance(value, float) else ir.AttrInt64(name, value)
 
 
-def _attributes(plugin: Plugin, node: ir.Node) -> dict[str, int | float]:
+def attributes_of(plugin: Plugin, node: ir.Node) -> dict[str, int | float]:
+    """All of a plugin's attributes: the node's own, and defaults."""
     given = {name: node.attributes[name].value for name in plugin.attributes if name in node.attributes}
     return {name: type(default)(given.get(name, default)) for name, default in plugin.attributes.items()}

@@ -173,8 +173,9 @@ class RingAttentionKernel:
 def _sources(attributes: Attributes, attend: Attend) -> tuple[KernelSource, ...]:
     """The steps around it, then attention."""
     bits = ("BITS", int(attributes["bits"]))
-    shape = (bits, ("HEAD_DIM", int(attributes["head_dim"])), ("KEYS", attend.keys), ("QUERIES", attend.queries))
-    return KernelSource(_STEPS, shape), KernelSource(attend.file, shape if attend.file == _ATTENTION else (bits,))
+    ring = (bits, ("HEAD_DIM", int(attributes["head_dim"])), ("KEYS", attend.keys))
+    attention = (*ring, ("QUERIES", attend.queries)) if attend.file == _ATTENTION else (bits,)
+    return KernelSource(_STEPS, ring), KernelSource(attend.file, attention)
 
 
 class Launch:
