@@ -242,6 +242,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) linear(
         fence_shared_for_async();
     }
     __syncthreads();
+    // This kernel starts while the first half ends; the next one may start while this one ends.
+    asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
     // The same for a whole warp, as the compiler sees by the shuffle: what follows stays in uniform registers.
     int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
     if (warpgroup == WARPGROUPS) {

@@ -53,6 +53,7 @@ class Recorder:
         block: int,
         *arguments: Argument,
         shared: int = 0,
+        overlap: bool = False,
     ) -> None:
         blocks = 1
         for size in grid:

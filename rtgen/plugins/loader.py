@@ -46,15 +46,17 @@ class LoadedKernels:
         block: int,
         *arguments: Argument,
         shared: int = 0,
+        overlap: bool = False,
     ) -> None:
         """Enqueue a kernel on a CUDA stream (its address) with ``shared`` bytes of dynamic shared memory.
 
-        Raises PackageInvalidError when there is no such kernel.
+        ``overlap``: it may start while the kernel before it ends (programmatic dependent launch, from Hopper on), and so must
+        wait with griddepcontrol.wait before it touches memory. Raises PackageInvalidError when there is no such kernel.
         """
         from cuda.core import LaunchConfig, launch
 
         kernel = self._kernel(source.name, entry, shared)
-        config = LaunchConfig(grid=grid, block=block, shmem_size=shared)
+        config = LaunchConfig(grid=grid, block=block, shmem_size=shared, programmatic_stream_serialization=overlap)
         launch(self._streams(stream), config, kernel, *map(_native, arguments))
 
     def _kernel(self, name: str, entry: str, shared: int) -> Any:

@@ -1,7 +1,8 @@
 """Launch plan of ``rtgen::W4A4Linear``: which kernels, tiles and scratch memory a layer takes.
 
 Two kernels: ``w4a4_quantize.cu`` turns activations into codes and computes the thin product of the low-rank branch,
-``w4a4_linear.cu`` (on Hopper ``w4a4_linear_wgmma.cu``) does the rest. All ways to multiply give the same bits.
+``w4a4_linear.cu`` does the rest; on Hopper ``w4a4_quantize_wgmma.cu`` and ``w4a4_linear_wgmma.cu``. All ways to multiply
+give the same bits.
 """
 
 from __future__ import annotations
@@ -56,18 +57,40 @@ class Tile:
 
 @dataclass(frozen=True)
 class Quantize:
-    """How ``w4a4_quantize.cu`` is launched."""
+    """How the first kernel is launched: ``w4a4_quantize.cu``."""
 
-    tokens: int
-    """Of a block."""
-    threads: int
-    preparing: int
-    """Blocks that put weights and scales into another form."""
-    cluster: int = 1
-    """Blocks that share the work of one."""
+    file: str = "w4a4_quantize.cu"
+    tokens: int = 16
+    """Of a block, at most."""
+    threads: int = 192
+    preparing: int = 132
+    """Blocks that put scales into another form."""
+    shared: int = 0
+    """Bytes of dynamic shared memory."""
+
+    def grid(self, tokens: int, features: int, groups: int, multiprocessors: int) -> tuple[int, tuple[int, ...]]:
+        """Blocks, and what the kernel takes besides sizes."""
+        return -(-tokens // self.tokens) + self.preparing, ()
 
 
-_QUANTIZE: Final = Quantize(16, 192, 132)
+@dataclass(frozen=True)
+class HopperQuantize(Quantize):
+    """``w4a4_quantize_wgmma.cu``: a block for each multiprocessor. Blocks also take the weights apart, those without
+    tokens more of them."""
+
+    def grid(self, tokens: int, features: int, groups: int, multiprocessors: int) -> tuple[int, tuple[int, ...]]:
+        block_tokens = min(self.tokens, _padded(-(-tokens // multiprocessors), 8))
+        busy = min(multiprocessors, -(-tokens // block_tokens))
+        return multiprocessors, (block_tokens, *_shares(tokens, features * groups * 2, groups, busy, multiprocessors))
+
+
+def _shares(tokens: int, pieces: int, groups: int, busy: int, blocks: int) -> tuple[int, int]:
+    """Pieces of weights (16 bytes) for a block with tokens and for one without, so that each moves as many bytes: 3 for
+    a number of a token, and 56 for a piece with its scales."""
+    own = tokens * groups * GROUP * 3 // busy
+    level = (own * busy + pieces * 56) // blocks
+    share = max(0, level - own) // 56 if busy < blocks else -(-pieces // blocks)
+    return share, -(-max(0, pieces - busy * share) // max(1, blocks - busy))
 
 
 @dataclass(frozen=True)
@@ -83,15 +106,18 @@ class Path:
     token_scales: int
     """Of a token's scales in a step."""
     feature_scales: int
-    quantize: Quantize = _QUANTIZE
+    quantize: Quantize = Quantize()
     weight_row: int = 0
     """Of a feature's codes in a step where the weights are taken apart ahead, and ``low_rank_up`` put in rows."""
+    overlap: bool = False
+    """Kernels wait for the ones before them on their own (griddepcontrol.wait)."""
 
     def quantize_source(self) -> KernelSource:
-        return KernelSource("w4a4_quantize.cu", self.macros)
+        return KernelSource(self.quantize.file, self.macros)
 
 
-_SHARED_OUT: Final = Quantize(32, 256, 66, 3)
+_HOPPER_QUANTIZE: Final = HopperQuantize("w4a4_quantize_wgmma.cu", 40, 384, 0, 12 * 2 * (40 * 128 + 32 * 128 + 256))
+"""12 warps with two groups each: of 40 tokens, 32 ranks and two vectors."""
 
 INT4: Final = Path((("INT8", 0),), 288, 192, 64, 8, 8)
 """On INT4 tensor cores (mma.sync)."""
@@ -99,10 +125,10 @@ INT4: Final = Path((("INT8", 0),), 288, 192, 64, 8, 8)
 INT8: Final = Path((("INT8", 1),), 288, 192, 128, 8, 8)
 """The same integers on INT8 tensor cores."""
 
-HOPPER_INT8: Final = Path((("INT8", 1), ("WGMMA", 1), ("FP8", 0)), 192, 160, 128, 4, 32, _SHARED_OUT, 128)
+HOPPER_INT8: Final = Path((("INT8", 1), ("WGMMA", 1), ("FP8", 0)), 192, 160, 128, 4, 32, _HOPPER_QUANTIZE, 128, True)
 """The same on INT8 tensor cores by wgmma, the only way to full speed on Hopper."""
 
-HOPPER_FP8: Final = Path((("INT8", 1), ("WGMMA", 1), ("FP8", 1)), 192, 160, 128, 4, 32, _SHARED_OUT, 128)
+HOPPER_FP8: Final = Path((("INT8", 1), ("WGMMA", 1), ("FP8", 1)), 192, 160, 128, 4, 32, _HOPPER_QUANTIZE, 128, True)
 """The same integers as float8, which is exact: their sums need no conversion."""
 
 PATHS: Final[Mapping[str, Path]] = {"7.5": INT4, "8.0": INT4, "8.6": INT4, "8.9": INT4, "9.0": HOPPER_FP8}
@@ -137,7 +163,7 @@ def tiles(path: Path, compute_capability: str) -> tuple[Tile, ...]:
 
 @dataclass(frozen=True)
 class Scratch:
-    """Offsets in the workspace, in bytes, and its size. ``plugins/w4a4_quantize.cu`` says how its parts lie."""
+    """Offsets in the workspace, in bytes, and its size. The sources of the first kernel say how its parts lie."""
 
     codes: int
     """Of the activations."""
@@ -210,17 +236,25 @@ class W4A4LinearKernel:
         parts = (at.codes, at.token_scales, at.hidden, at.feature_scales, at.wide_weights, at.up)
         codes, token_scales, hidden, turned, wide, up_rows = (Pointer(workspace + offset) for offset in parts)
         branch_steps, token_stride = padded_rank(rank) // _RANKS, _padded(tokens, path.token_block)
+        count = kernels.multiprocessors
+        blocks, further = quantize.grid(tokens, features, groups, count)
+        constants = (weights, feature_scales, up) if path.weight_row else (feature_scales,)
+        made = (
+            (codes, token_scales, hidden, turned, wide, up_rows)
+            if path.weight_row
+            else (codes, token_scales, hidden, turned)
+        )
         kernels.launch(
             stream,
             path.quantize_source(),
             "quantize_rotated" if attributes["rotate"] else "quantize_plain",
-            (-(-tokens // quantize.tokens) + quantize.preparing, branch_steps, quantize.cluster),
+            (blocks, branch_steps),
             quantize.threads,
-            *(x, pre_scale, shift, down, weights, feature_scales, up),
-            *(codes, token_scales, hidden, turned, wide, up_rows),
-            *(tokens, features, groups, rank, token_stride),
+            *(x, pre_scale, shift, down, *constants, *made),
+            *(tokens, features, groups, rank, token_stride, *further),
+            shared=quantize.shared,
+            overlap=path.overlap,
         )
-        count = kernels.multiprocessors
         tile = min(tiles(path, kernels.compute_capability), key=lambda tile: tile.cost(tokens, features, count))
         gate, residual = (Pointer(view.address) for view in inputs[8:]) if self.gated else (Pointer(0), Pointer(0))
         tokens_per_gate = tokens // prod(inputs[8].shape[:-1]) if self.gated else 1
@@ -235,6 +269,7 @@ class W4A4LinearKernel:
             *(tokens, features, groups, rank, branch_steps, token_stride),
             *(tokens_per_gate, GATED if self.gated else int(attributes["epilogue"])),
             shared=tile.shared,
+            overlap=path.overlap,
         )
 
     def _path(self, compute_capability: str) -> Path:

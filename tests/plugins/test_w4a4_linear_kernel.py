@@ -36,7 +36,7 @@ class Recorder:
         self.compute_capability, self.multiprocessors = compute_capability, multiprocessors
         self.calls = []
 
-    def launch(self, stream, source, entry, grid, block, *arguments, shared=0):
+    def launch(self, stream, source, entry, grid, block, *arguments, shared=0, overlap=False):
         assert stream == 7
         self.calls.append((source, entry, grid, block, arguments, shared))
 

@@ -1,0 +1,400 @@
+// rtgen::W4A4Linear, first half, on Hopper: as w4a4_quantize.cu, and the weights taken apart for w4a4_linear_wgmma.cu.
+//
+// One block a multiprocessor, with most of its shared memory: how much is on its way from memory decides the time. A
+// block takes up to 40 tokens, and its warps share out the steps (two groups each). What a warp needs of a group lies in
+// a ring of its own, two groups deep: no warp waits for another, and a place is filled again as soon as it has been read.
+// Tokens are the columns of the product with low_rank_down, eight a tile: so a block has just as many as keep all
+// multiprocessors busy, and reads low_rank_down once for all of them.
+//
+// In a warp, lane (g, t) holds the numbers 16t .. 16t+15 of a group of token g of a tile, and of the ranks g, g+8, g+16
+// and g+24. With the numbers of a group in that order, registers are the fragments of the product, so x is read once.
+//
+// While the first groups are on their way, blocks bring the layer's constants into the form that the second half takes:
+// those with tokens a smaller share of the weights than those without.
+#define INT8 1
+#define WGMMA 1
+
+#ifndef WARPS_
+#define WARPS_ 12
+#endif
+#ifndef TILES_
+#define TILES_ 5
+#endif
+#ifndef SPLIT_
+#define SPLIT_ 1
+#endif
+#ifndef WIDENED_
+#define WIDENED_ 4
+#endif
+#ifndef FAST_INVERSE
+#define FAST_INVERSE 1
+#endif
+
+#include "w4a4_round.cuh"
+
+#if X_HINT == 1
+__device__ __forceinline__ void copy_hint(uint32 target, const void* source, bool valid) {
+    int size = valid ? 16 : 0;
+    asm volatile("{\n.reg .b64 p;\ncreatepolicy.fractional.L2::evict_first.b64 p, 1.0;\ncp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, p;\n}" ::"r"(target), "l"(source), "r"(size) : "memory");
+}
+#define COPY_X copy_hint
+#elif X_HINT == 2
+__device__ __forceinline__ void copy_hint(uint32 target, const void* source, bool valid) {
+    int size = valid ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(size) : "memory");
+}
+#define COPY_X copy_hint
+#else
+#define COPY_X copy_16
+#endif
+constexpr int WARPS = WARPS_;
+constexpr int THREADS = WARPS * 32;
+constexpr int TILE = 8;                    // tokens
+constexpr int TILES = TILES_;              // of a block
+constexpr int TOKENS = TILES * TILE;       // of a block
+constexpr int SPLIT = SPLIT_;
+constexpr int WIDENED = WIDENED_;          // pieces of a thread's weights under way
+
+// The ring of a warp, in bytes.
+constexpr int DEPTH = 2;  // groups
+constexpr int TILE_BYTES = TILE * GROUP * 2, DOWN = TILES * TILE_BYTES, PRE_SCALE = DOWN + RANKS * GROUP * 2;
+constexpr int STAGE = PRE_SCALE + 2 * GROUP * 2, WARP_MEMORY = DEPTH * STAGE;
+constexpr int PITCH = RANKS + 4;  // floats of a token in the sums of a warp, against bank conflicts
+static_assert(WARP_MEMORY >= TOKENS * PITCH * 4, "the ring's memory also holds the sums");
+
+struct Quantization {
+    const half_bits* x;               // [tokens, groups * 64]
+    const half_bits* pre_scale;       // [groups * 64]
+    const half_bits* shift;           // [groups * 64]
+    const half_bits* low_rank_down;   // [rank, groups * 64]
+    const uint8* weights;             // [features, groups * 32]
+    const half_bits* feature_scales;  // [features, groups]
+    const half_bits* low_rank_up;     // [features, rank]
+    uint8* codes;          // [steps, token_stride, CODE_ROW]
+    half_bits* token_scales;  // [steps, token_stride, 2]
+    uint8* hidden;         // [ranks / 32, token_stride, BRANCH_ROW]
+    uint8* turned_scales;  // [steps, padded features, SCALE_ROW]
+    uint8* wide_weights;   // [steps, padded features, WEIGHT_ROW]
+    uint8* up;             // [ranks / 32, padded features, BRANCH_ROW]
+    int tokens, features, groups, rank, token_stride;
+    int block_tokens;  // a multiple of 8, TOKENS at most
+    int busy_share, free_share;  // pieces of weights of a block with tokens, and of one without
+
+    __device__ __forceinline__ int width() const { return groups * GROUP; }
+    __device__ __forceinline__ int padded_features() const { return ceil_div(features, FEATURE_BLOCK) * FEATURE_BLOCK; }
+};
+
+__device__ __forceinline__ void store_16(void* target, uint32 x, uint32 y, uint32 z, uint32 w) {
+    asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(target), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
+}
+
+// 32 packed codes to a byte each, those of even places first: as FP8, or 16 times as INT8.
+__device__ __forceinline__ void store_wide(const Quantization& q, int feature, int piece, const uint32 (&packed)[4], int padded) {
+    uint8* rows = q.wide_weights + int64(piece / 4) * padded * WEIGHT_ROW;
+#pragma unroll
+    for (int odd = 0; odd < 2; ++odd) {
+        uint32 v[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+            v[j] = FP8 ? codes_to_fp8(packed[j] >> (odd * 4)) : (odd ? packed[j] : packed[j] << 4) & 0xf0f0f0f0u;
+        store_16(rows + place_128(feature, piece % 4 * 2 + odd), v[0], v[1], v[2], v[3]);
+    }
+}
+
+// A block's share. Past the last feature nothing is written: what is there reaches no output.
+__device__ __forceinline__ void widen_weights(const Quantization& q, int block, int busy) {
+    int pieces = q.groups * 2, count = q.features * pieces, padded = q.padded_features();
+    bool has_tokens = block < busy;
+    int first = has_tokens ? block * q.busy_share : busy * q.busy_share + (block - busy) * q.free_share;
+    int end = min(count, first + (has_tokens ? q.busy_share : q.free_share));
+    for (first += threadIdx.x; first < end; first += THREADS * WIDENED) {
+        uint32 packed[WIDENED][4];
+#pragma unroll
+        for (int i = 0; i < WIDENED; ++i) {
+            const uint8* from = q.weights + int64(min(first + i * THREADS, count - 1)) * 16;
+            asm("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];"
+                : "=r"(packed[i][0]), "=r"(packed[i][1]), "=r"(packed[i][2]), "=r"(packed[i][3]) : "l"(from));
+        }
+#pragma unroll
+        for (int i = 0; i < WIDENED; ++i) {
+            int index = first + i * THREADS;
+            if (index < end) store_wide(q, index / pieces, index % pieces, packed[i], padded);
+        }
+    }
+}
+
+__device__ __forceinline__ void turn_up(const Quantization& q, int self, int threads) {
+    int padded = q.padded_features(), pieces = int(gridDim.y) * (RANKS / 8);
+    for (int i = self; i < padded * pieces; i += threads) {
+        int feature = i / pieces, first = i % pieces * 8, column = first % RANKS;
+        const half_bits* from = q.low_rank_up + int64(feature) * q.rank + first;
+        uint32 v[4] = {};
+        if (feature < q.features && q.rank % 8 == 0) {
+            if (first < q.rank) asm("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3]) : "l"(from));
+        } else if (feature < q.features) {
+#pragma unroll
+            for (int j = 0; j < 8; ++j)
+                if (first + j < q.rank) v[j / 2] |= uint32(from[j]) << (j % 2 * 16);
+        }
+        uint8* rows = q.up + int64(first / RANKS) * padded * BRANCH_ROW;
+        store_16(rows + place_64(feature, column / 8), v[0], v[1], v[2], v[3]);
+    }
+}
+
+// Both scales of a step in every pair of places: whichever a token's scale meets, it is the right one.
+__device__ __forceinline__ void turn_feature_scales(const Quantization& q, int self, int threads) {
+    int padded = q.padded_features(), steps = ceil_div(q.groups, STEP), count = padded * steps;
+    for (int start = self; start < count; start += threads * WIDENED) {
+        uint32 both[WIDENED];
+#pragma unroll
+        for (int i = 0; i < WIDENED; ++i) {
+            int index = min(start + i * threads, count - 1), feature = min(index / steps, q.features - 1), step = index % steps;
+            const half_bits* from = q.feature_scales + int64(feature) * q.groups + step * STEP;
+            both[i] = pack_halves(from[0], step * STEP + 1 < q.groups ? from[1] : half_bits(0));
+        }
+#pragma unroll
+        for (int i = 0; i < WIDENED; ++i) {
+            int index = start + i * threads;
+            if (index >= count) break;
+            uint8* row = q.turned_scales + (int64(index % steps) * padded + index / steps) * SCALE_ROW;
+#pragma unroll
+            for (int j = 0; j < SCALE_ROW; j += 16) store_16(row + j, both[i], both[i], both[i], both[i]);
+        }
+    }
+}
+
+__device__ __forceinline__ void prepare_constants(const Quantization& q) {
+    int block = blockIdx.x * SPLIT + blockIdx.z, blocks = gridDim.x * SPLIT;
+    int busy = min(int(gridDim.x), ceil_div(q.tokens, q.block_tokens)) * SPLIT;
+    widen_weights(q, block, busy);
+    int self = block * THREADS + threadIdx.x;
+    turn_feature_scales(q, self, blocks * THREADS);
+    turn_up(q, self, blocks * THREADS);
+}
+
+// Tokens of a block: their groups on the way through shared memory, and what becomes of them.
+template <bool ROTATE>
+struct Tokens {
+    const Quantization& q;
+    uint8* memory;
+    int first, tiles, lane, warp;
+    float sums[TILES][2][4];  // ranks x tokens of a tile
+
+    __device__ __forceinline__ Tokens(const Quantization& q, uint8* memory, int first)
+        : q(q), memory(memory), first(first), tiles(ceil_div(min(q.block_tokens, q.tokens - first), TILE)) {
+        lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    }
+
+    // The groups of a warp: both of a step, then of a step further on.
+    __device__ __forceinline__ int group_of(int turn) const {
+        return (blockIdx.z * WARPS + warp + turn / STEP * (WARPS * SPLIT)) * STEP + turn % STEP;
+    }
+    __device__ __forceinline__ uint32 stage_of(int turn) const { return shared_address(memory) + warp * WARP_MEMORY + turn % DEPTH * STAGE; }
+
+    // Four rows at a time of a group of x or low_rank_down, 16 bytes a lane: where the lane's first ones come from and go to.
+    __device__ __forceinline__ const half_bits* lane_source(const half_bits* rows, int group) const {
+        return rows + int64(lane / 8) * q.width() + (lane % 8 * 8 + group * GROUP);
+    }
+    __device__ __forceinline__ uint32 lane_target(int turn) const { return stage_of(turn) + place_in_group(lane / 8, lane % 8); }
+
+    __device__ __forceinline__ void copy_operands(int turn) const {
+        int group = group_of(turn), rank = blockIdx.y * RANKS, ranks = q.rank - rank - lane / 8;
+        const half_bits* from = lane_source(q.low_rank_down + int64(rank) * q.width(), group);
+        uint32 target = lane_target(turn) + DOWN;
+#pragma unroll
+        for (int row = 0; row < RANKS; row += 4, from += 4 * q.width()) copy_16(target + row * (GROUP * 2), from, row < ranks);
+        const half_bits* vector = lane < 8 ? q.pre_scale : q.shift;
+        if (lane < 16) copy_16(stage_of(turn) + PRE_SCALE + lane * 16, vector + group * GROUP + lane % 8 * 8, true);
+    }
+
+    // `from`: the lane's source of the tile.
+    __device__ __forceinline__ void copy_tile(int turn, int tile, const half_bits* from) const {
+        int rows = q.tokens - first - lane / 8;
+#pragma unroll
+        for (int row = tile * TILE; row < (tile + 1) * TILE; row += 4, from += 4 * q.width())
+            COPY_X(lane_target(turn) + row * (GROUP * 2), from, row < rows);
+    }
+
+    __device__ __forceinline__ void start() const {
+#pragma unroll
+        for (int turn = 0; turn < DEPTH; ++turn) {
+            bool exists = group_of(turn) < q.groups;
+            const half_bits* from = lane_source(q.x + int64(first) * q.width(), group_of(turn));
+            if (exists) copy_operands(turn);
+#pragma unroll
+            for (int tile = 0; tile < TILES; ++tile, from += TILE * q.width()) {
+                if (exists && tile < tiles) copy_tile(turn, tile, from);
+                commit_copies();  // of nothing too: the number of copies under way is always the same
+            }
+        }
+    }
+
+    // What all tokens meet in a group: the lane's numbers of pre_scale and shift, and fragments of low_rank_down.
+    struct Operands {
+        float scale[OWN], shift[OWN];
+        uint32 down[4][2][4];
+    };
+
+    __device__ __forceinline__ void read_vector(uint32 from, float (&found)[OWN]) const {
+#pragma unroll
+        for (int i = 0; i < OWN; i += 8) {
+            uint32 word[4];
+            asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                         : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3]) : "r"(from + lane % 4 * 32 + i * 2));
+#pragma unroll
+            for (int j = 0; j < 4; ++j) found[i + 2 * j] = low_float(word[j]), found[i + 2 * j + 1] = high_float(word[j]);
+        }
+    }
+
+    __device__ __forceinline__ void read_operands(uint32 stage, Operands& o, uint32 zero) const {
+        read_vector(stage + PRE_SCALE, o.scale);
+        read_vector(stage + PRE_SCALE + GROUP * 2, o.shift);
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+            Words8 row = read_row(stage + DOWN, lane / 4 + 8 * n, lane % 4);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) o.down[i / 2][n / 2][i % 2 * 2 + n % 2] = row.word[i] ^ zero;
+        }
+    }
+
+    __device__ __forceinline__ void smooth(const Words8& x, const Operands& o, float (&v)[OWN], uint32 (&halves)[8]) const {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {  // the products are exact: fusing them changes nothing
+            v[2 * i] = __fmaf_rn(low_float(x.word[i]), o.scale[2 * i], -o.shift[2 * i]);
+            v[2 * i + 1] = __fmaf_rn(high_float(x.word[i]), o.scale[2 * i + 1], -o.shift[2 * i + 1]);
+            halves[i] = floats_to_half2(v[2 * i], v[2 * i + 1]);
+        }
+    }
+
+    __device__ __forceinline__ void quantize() {
+        int g = lane / 4, t = lane % 4;
+        // Tiles in which the lane's token is to be stored; blocks of further ranks have the same codes.
+        int stored = blockIdx.y == 0 ? ceil_div(min(q.block_tokens, q.tokens - first) - g, TILE) : 0;
+        zero();
+#pragma unroll 1
+        for (int turn = 0, group; (group = group_of(turn)) < q.groups; ++turn) {
+            uint32 stage = stage_of(turn);
+            int next = group_of(turn + DEPTH);
+            const half_bits* ahead = lane_source(q.x + int64(first) * q.width(), next);
+            int64 row = int64(group / STEP) * q.token_stride + first + g;
+            uint8* codes = q.codes + row * CODE_ROW + (((group % STEP * 4 + t) ^ g) << 4);  // place_128; rows g + 8 are alike
+            half_bits* scales = q.token_scales + row * STEP + group % STEP;
+            Operands operands;
+#pragma unroll
+            for (int tile = 0; tile < TILES; ++tile, ahead += TILE * q.width()) {
+                wait_copies<DEPTH * TILES - 1>();
+                __syncwarp();  // other lanes' copies too
+                if (tile == 0) read_operands(stage, operands, uint32(q.tokens) >> 31);
+                Words8 x = read_row(stage + tile * TILE_BYTES, g, t);
+                __syncwarp();  // all lanes have read what is now written over
+                if (tile == 0 && next < q.groups) copy_operands(turn + DEPTH);
+                if (tile < tiles && next < q.groups) copy_tile(turn + DEPTH, tile, ahead);
+                commit_copies();
+                if (tile >= tiles) continue;
+                float v[OWN];
+                uint32 halves[8];
+                smooth(x, operands, v, halves);
+#pragma unroll
+                for (int i = 0; i < 8; ++i) mma_f16(sums[tile][i % 2], operands.down[i / 2][i % 2], halves[i / 2 * 2], halves[i / 2 * 2 + 1]);
+                if (ROTATE) rotate(v, t);
+                Codes found(v, ROTATE);
+                found.store(codes + tile * (TILE * CODE_ROW), t, tile < stored);
+                if (tile < stored && t == 0) scales[tile * (TILE * STEP)] = found.scale;
+            }
+        }
+        store_hidden();
+    }
+
+    __device__ __forceinline__ void zero() {
+#pragma unroll
+        for (int i = 0; i < TILES * 8; ++i) sums[i / 8][i / 4 % 2][i % 4] = 0.0f;
+    }
+
+    // Sums over the warps, in their order, as float16.
+    __device__ __forceinline__ void store_hidden() const {
+        auto parts = reinterpret_cast<float(*)[TOKENS][PITCH]>(memory);
+        int g = lane / 4, t = lane % 4;
+        __syncthreads();  // the memory has been others'
+#pragma unroll
+        for (int i = 0; i < TILES * 8; ++i) {
+            int tile = i / 8, m = i / 4 % 2, part = i % 4;
+            parts[warp][tile * TILE + 2 * t + part % 2][16 * m + part / 2 * 8 + g] = sums[tile][m][part];
+        }
+        __syncthreads();
+        uint8* hidden = q.hidden + int64(blockIdx.y) * q.token_stride * BRANCH_ROW;
+        int count = min(tiles * TILE, q.tokens - first) * (RANKS / 4);
+        auto sum_of = [&](int i) {
+            float4 sum = {};
+#pragma unroll
+            for (int part = 0; part < WARPS; ++part) {
+                float4 add = *reinterpret_cast<const float4*>(&parts[part][i / 8][i % 8 * 4]);
+                sum.x += add.x, sum.y += add.y, sum.z += add.z, sum.w += add.w;
+            }
+            return sum;
+        };
+        auto store = [&](int i, float4 sum) {
+            uint8* target = hidden + place_64(first + i / 8, i % 8 / 2) + i % 2 * 8;
+            *reinterpret_cast<uint2*>(target) = {floats_to_half2(sum.x, sum.y), floats_to_half2(sum.z, sum.w)};
+        };
+#if SPLIT_ == 1
+        for (int i = threadIdx.x; i < count; i += THREADS) store(i, sum_of(i));
+#else
+        for (int i = threadIdx.x; i < count; i += THREADS) *reinterpret_cast<float4*>(&parts[0][i / 8][i % 8 * 4]) = sum_of(i);
+        asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+        for (int i = blockIdx.z * THREADS + threadIdx.x; i < count; i += THREADS * SPLIT) {
+            float4 sum = {};
+#pragma unroll
+            for (int block = 0; block < SPLIT; ++block) {
+                float4 add;
+                asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %4, %5;\nld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [there];\n}"
+                             : "=f"(add.x), "=f"(add.y), "=f"(add.z), "=f"(add.w) : "r"(shared_address(&parts[0][i / 8][i % 8 * 4])), "r"(block) : "memory");
+                sum.x += add.x, sum.y += add.y, sum.z += add.z, sum.w += add.w;
+            }
+            store(i, sum);
+        }
+        asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+#endif
+    }
+};
+
+template <bool ROTATE>
+__device__ __forceinline__ void quantize(const Quantization& q) {
+    extern __shared__ __align__(128) uint8 memory[];
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    int first = blockIdx.x * q.block_tokens;
+    bool prepares = blockIdx.y == 0;
+    do {
+        Tokens<ROTATE> tokens(q, memory, first);
+        if (first < q.tokens) tokens.start();
+        if (prepares) prepare_constants(q);
+        prepares = false;
+        if (first < q.tokens) tokens.quantize();
+        first += gridDim.x * q.block_tokens;
+        __syncthreads();  // the sums have been read
+    } while (first < q.tokens);
+}
+
+#if SPLIT_ > 1
+#define CLUSTER __cluster_dims__(1, 1, SPLIT)
+#else
+#define CLUSTER
+#endif
+
+extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) quantize_plain(
+    const half_bits* x, const half_bits* pre_scale, const half_bits* shift, const half_bits* low_rank_down,
+    const uint8* weights, const half_bits* feature_scales, const half_bits* low_rank_up, uint8* codes,
+    half_bits* token_scales, uint8* hidden, uint8* turned_scales, uint8* wide_weights, uint8* up, int tokens, int features,
+    int groups, int rank, int token_stride, int block_tokens, int busy_share, int free_share) {
+    quantize<false>({x, pre_scale, shift, low_rank_down, weights, feature_scales, low_rank_up, codes, token_scales, hidden,
+                  turned_scales, wide_weights, up, tokens, features, groups, rank, token_stride, block_tokens, busy_share, free_share});
+}
+
+extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) quantize_rotated(
+    const half_bits* x, const half_bits* pre_scale, const half_bits* shift, const half_bits* low_rank_down,
+    const uint8* weights, const half_bits* feature_scales, const half_bits* low_rank_up, uint8* codes,
+    half_bits* token_scales, uint8* hidden, uint8* turned_scales, uint8* wide_weights, uint8* up, int tokens, int features,
+    int groups, int rank, int token_stride, int block_tokens, int busy_share, int free_share) {
+    quantize<true>({x, pre_scale, shift, low_rank_down, weights, feature_scales, low_rank_up, codes, token_scales, hidden,
+                  turned_scales, wide_weights, up, tokens, features, groups, rank, token_stride, block_tokens, busy_share, free_share});
+}
