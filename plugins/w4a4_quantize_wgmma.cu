@@ -1,62 +1,49 @@
 // rtgen::W4A4Linear, first half, on Hopper: as w4a4_quantize.cu, and the weights taken apart for w4a4_linear_wgmma.cu.
 //
 // One block a multiprocessor, with most of its shared memory: how much is on its way from memory decides the time. A
-// block takes up to 40 tokens, and its warps share out the steps (two groups each). What a warp needs of a group lies in
-// a ring of its own, two groups deep: no warp waits for another, and a place is filled again as soon as it has been read.
-// Tokens are the columns of the product with low_rank_down, eight a tile: so a block has just as many as keep all
+// block takes up to 40 tokens, and 12 of its warps share out the steps (two groups each). What a warp needs of a group lies
+// in a ring of its own, two groups deep: no warp waits for another, and a place is filled again as soon as it has been
+// read. Tokens are the columns of the product with low_rank_down, eight a tile: so a block has just as many as keep all
 // multiprocessors busy, and reads low_rank_down once for all of them.
 //
 // In a warp, lane (g, t) holds the numbers 16t .. 16t+15 of a group of token g of a tile, and of the ranks g, g+8, g+16
 // and g+24. With the numbers of a group in that order, registers are the fragments of the product, so x is read once.
 //
-// While the first groups are on their way, blocks bring the layer's constants into the form that the second half takes:
-// those with tokens a smaller share of the weights than those without.
+// Four more warps bring the layer's constants into the form that the second half takes. They wait for memory most of the
+// time, and so cost the others little.
 #define INT8 1
 #define WGMMA 1
+#include "w4a4_round.cuh"
+#include "wgmma.cuh"
 
+#ifndef NOPREP
+#define NOPREP 0
+#endif
 #ifndef WARPS_
-#define WARPS_ 12
-#endif
-#ifndef TILES_
-#define TILES_ 5
-#endif
-#ifndef SPLIT_
-#define SPLIT_ 1
+#define WARPS_ 8
 #endif
 #ifndef WIDENED_
-#define WIDENED_ 4
+#define WIDENED_ 8
 #endif
-#ifndef FAST_INVERSE
-#define FAST_INVERSE 1
+#ifndef REGS_
+#define REGS_ 200
 #endif
-
-#include "w4a4_round.cuh"
-
-#if X_HINT == 1
-__device__ __forceinline__ void copy_hint(uint32 target, const void* source, bool valid) {
-    int size = valid ? 16 : 0;
-    asm volatile("{\n.reg .b64 p;\ncreatepolicy.fractional.L2::evict_first.b64 p, 1.0;\ncp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, p;\n}" ::"r"(target), "l"(source), "r"(size) : "memory");
-}
-#define COPY_X copy_hint
-#elif X_HINT == 2
-__device__ __forceinline__ void copy_hint(uint32 target, const void* source, bool valid) {
-    int size = valid ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(size) : "memory");
-}
-#define COPY_X copy_hint
-#else
-#define COPY_X copy_16
+#ifndef PREGS_
+#define PREGS_ 96
 #endif
-constexpr int WARPS = WARPS_;
+constexpr int WARPS = WARPS_;       // with tokens
 constexpr int THREADS = WARPS * 32;
-constexpr int TILE = 8;                    // tokens
-constexpr int TILES = TILES_;              // of a block
-constexpr int TOKENS = TILES * TILE;       // of a block
-constexpr int SPLIT = SPLIT_;
+constexpr int PREPARING = 128;      // threads; a warpgroup, which may have registers of its own number
+constexpr int TILE = 8;             // tokens
+constexpr int TILES = 5;            // of a block
+constexpr int TOKENS = TILES * TILE;
 constexpr int WIDENED = WIDENED_;          // pieces of a thread's weights under way
 
 // The ring of a warp, in bytes.
-constexpr int DEPTH = 2;  // groups
+#ifndef DEPTH_
+#define DEPTH_ 3
+#endif
+constexpr int DEPTH = DEPTH_;  // groups, of which two are on their way
 constexpr int TILE_BYTES = TILE * GROUP * 2, DOWN = TILES * TILE_BYTES, PRE_SCALE = DOWN + RANKS * GROUP * 2;
 constexpr int STAGE = PRE_SCALE + 2 * GROUP * 2, WARP_MEMORY = DEPTH * STAGE;
 constexpr int PITCH = RANKS + 4;  // floats of a token in the sums of a warp, against bank conflicts
@@ -78,7 +65,6 @@ struct Quantization {
     uint8* up;             // [ranks / 32, padded features, BRANCH_ROW]
     int tokens, features, groups, rank, token_stride;
     int block_tokens;  // a multiple of 8, TOKENS at most
-    int busy_share, free_share;  // pieces of weights of a block with tokens, and of one without
 
     __device__ __forceinline__ int width() const { return groups * GROUP; }
     __device__ __forceinline__ int padded_features() const { return ceil_div(features, FEATURE_BLOCK) * FEATURE_BLOCK; }
@@ -101,24 +87,21 @@ __device__ __forceinline__ void store_wide(const Quantization& q, int feature, i
     }
 }
 
-// A block's share. Past the last feature nothing is written: what is there reaches no output.
-__device__ __forceinline__ void widen_weights(const Quantization& q, int block, int busy) {
+// Past the last feature nothing is written: what is there reaches no output.
+__device__ __forceinline__ void widen_weights(const Quantization& q, int self, int threads) {
     int pieces = q.groups * 2, count = q.features * pieces, padded = q.padded_features();
-    bool has_tokens = block < busy;
-    int first = has_tokens ? block * q.busy_share : busy * q.busy_share + (block - busy) * q.free_share;
-    int end = min(count, first + (has_tokens ? q.busy_share : q.free_share));
-    for (first += threadIdx.x; first < end; first += THREADS * WIDENED) {
+    for (int first = self; first < count; first += threads * WIDENED) {
         uint32 packed[WIDENED][4];
 #pragma unroll
         for (int i = 0; i < WIDENED; ++i) {
-            const uint8* from = q.weights + int64(min(first + i * THREADS, count - 1)) * 16;
+            const uint8* from = q.weights + int64(min(first + i * threads, count - 1)) * 16;
             asm("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];"
                 : "=r"(packed[i][0]), "=r"(packed[i][1]), "=r"(packed[i][2]), "=r"(packed[i][3]) : "l"(from));
         }
 #pragma unroll
         for (int i = 0; i < WIDENED; ++i) {
-            int index = first + i * THREADS;
-            if (index < end) store_wide(q, index / pieces, index % pieces, packed[i], padded);
+            int index = first + i * threads;
+            if (index < count) store_wide(q, index / pieces, index % pieces, packed[i], padded);
         }
     }
 }
@@ -164,31 +147,26 @@ __device__ __forceinline__ void turn_feature_scales(const Quantization& q, int s
 }
 
 __device__ __forceinline__ void prepare_constants(const Quantization& q) {
-    int block = blockIdx.x * SPLIT + blockIdx.z, blocks = gridDim.x * SPLIT;
-    int busy = min(int(gridDim.x), ceil_div(q.tokens, q.block_tokens)) * SPLIT;
-    widen_weights(q, block, busy);
-    int self = block * THREADS + threadIdx.x;
-    turn_feature_scales(q, self, blocks * THREADS);
-    turn_up(q, self, blocks * THREADS);
+    int self = blockIdx.x * PREPARING + threadIdx.x - THREADS, threads = gridDim.x * PREPARING;
+    widen_weights(q, self, threads);
+    turn_feature_scales(q, self, threads);
+    turn_up(q, self, threads);
 }
 
+__device__ __forceinline__ void token_barrier() { named_barrier(1, THREADS); }  // of the warps with tokens
+
 // Tokens of a block: their groups on the way through shared memory, and what becomes of them.
-template <bool ROTATE>
+template <bool ROTATE, bool WHOLE>
 struct Tokens {
     const Quantization& q;
     uint8* memory;
-    int first, tiles, lane, warp;
+    int first, count, lane, warp;
     float sums[TILES][2][4];  // ranks x tokens of a tile
 
     __device__ __forceinline__ Tokens(const Quantization& q, uint8* memory, int first)
-        : q(q), memory(memory), first(first), tiles(ceil_div(min(q.block_tokens, q.tokens - first), TILE)) {
-        lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    }
+        : q(q), memory(memory), first(first), count(min(q.block_tokens, q.tokens - first)), lane(threadIdx.x % 32), warp(threadIdx.x / 32) {}
 
-    // The groups of a warp: both of a step, then of a step further on.
-    __device__ __forceinline__ int group_of(int turn) const {
-        return (blockIdx.z * WARPS + warp + turn / STEP * (WARPS * SPLIT)) * STEP + turn % STEP;
-    }
+    __device__ __forceinline__ int group_of(int turn) const { return warp + turn * WARPS; }
     __device__ __forceinline__ uint32 stage_of(int turn) const { return shared_address(memory) + warp * WARP_MEMORY + turn % DEPTH * STAGE; }
 
     // Four rows at a time of a group of x or low_rank_down, 16 bytes a lane: where the lane's first ones come from and go to.
@@ -207,26 +185,17 @@ struct Tokens {
         if (lane < 16) copy_16(stage_of(turn) + PRE_SCALE + lane * 16, vector + group * GROUP + lane % 8 * 8, true);
     }
 
-    // `from`: the lane's source of the tile.
-    __device__ __forceinline__ void copy_tile(int turn, int tile, const half_bits* from) const {
-        int rows = q.tokens - first - lane / 8;
-#pragma unroll
-        for (int row = tile * TILE; row < (tile + 1) * TILE; row += 4, from += 4 * q.width())
-            COPY_X(lane_target(turn) + row * (GROUP * 2), from, row < rows);
-    }
-
-    __device__ __forceinline__ void start() const {
-#pragma unroll
-        for (int turn = 0; turn < DEPTH; ++turn) {
-            bool exists = group_of(turn) < q.groups;
+    __device__ __forceinline__ void copy_group(int turn) const {
+        if (group_of(turn) < q.groups) {
+            copy_operands(turn);
             const half_bits* from = lane_source(q.x + int64(first) * q.width(), group_of(turn));
-            if (exists) copy_operands(turn);
+            uint32 target = lane_target(turn);
+            int rows = count - lane / 8;
 #pragma unroll
-            for (int tile = 0; tile < TILES; ++tile, from += TILE * q.width()) {
-                if (exists && tile < tiles) copy_tile(turn, tile, from);
-                commit_copies();  // of nothing too: the number of copies under way is always the same
-            }
+            for (int row = 0; row < TOKENS; row += 4, from += 4 * q.width())
+                if (WHOLE || row / TILE * TILE < count) copy_16(target + row * (GROUP * 2), from, row < rows);
         }
+        commit_copies();  // of nothing too: the number of copies under way is always the same
     }
 
     // What all tokens meet in a group: the lane's numbers of pre_scale and shift, and fragments of low_rank_down.
@@ -269,28 +238,25 @@ struct Tokens {
     __device__ __forceinline__ void quantize() {
         int g = lane / 4, t = lane % 4;
         // Tiles in which the lane's token is to be stored; blocks of further ranks have the same codes.
-        int stored = blockIdx.y == 0 ? ceil_div(min(q.block_tokens, q.tokens - first) - g, TILE) : 0;
+        int stored = blockIdx.y == 0 ? ceil_div(count - g, TILE) : 0;
         zero();
+#pragma unroll
+        for (int turn = 0; turn < DEPTH - 1; ++turn) copy_group(turn);
 #pragma unroll 1
         for (int turn = 0, group; (group = group_of(turn)) < q.groups; ++turn) {
+            wait_copies<DEPTH - 2>();
+            __syncwarp();  // other lanes' copies too; and all lanes have read the group before, which is now written over
+            copy_group(turn + DEPTH - 1);
             uint32 stage = stage_of(turn);
-            int next = group_of(turn + DEPTH);
-            const half_bits* ahead = lane_source(q.x + int64(first) * q.width(), next);
             int64 row = int64(group / STEP) * q.token_stride + first + g;
             uint8* codes = q.codes + row * CODE_ROW + (((group % STEP * 4 + t) ^ g) << 4);  // place_128; rows g + 8 are alike
             half_bits* scales = q.token_scales + row * STEP + group % STEP;
             Operands operands;
+            read_operands(stage, operands, uint32(q.tokens) >> 31);
 #pragma unroll
-            for (int tile = 0; tile < TILES; ++tile, ahead += TILE * q.width()) {
-                wait_copies<DEPTH * TILES - 1>();
-                __syncwarp();  // other lanes' copies too
-                if (tile == 0) read_operands(stage, operands, uint32(q.tokens) >> 31);
+            for (int tile = 0; tile < TILES; ++tile) {
+                if (!WHOLE && tile * TILE >= count) continue;
                 Words8 x = read_row(stage + tile * TILE_BYTES, g, t);
-                __syncwarp();  // all lanes have read what is now written over
-                if (tile == 0 && next < q.groups) copy_operands(turn + DEPTH);
-                if (tile < tiles && next < q.groups) copy_tile(turn + DEPTH, tile, ahead);
-                commit_copies();
-                if (tile >= tiles) continue;
                 float v[OWN];
                 uint32 halves[8];
                 smooth(x, operands, v, halves);
@@ -314,87 +280,68 @@ struct Tokens {
     __device__ __forceinline__ void store_hidden() const {
         auto parts = reinterpret_cast<float(*)[TOKENS][PITCH]>(memory);
         int g = lane / 4, t = lane % 4;
-        __syncthreads();  // the memory has been others'
+        token_barrier();  // the memory has been others'
 #pragma unroll
         for (int i = 0; i < TILES * 8; ++i) {
             int tile = i / 8, m = i / 4 % 2, part = i % 4;
             parts[warp][tile * TILE + 2 * t + part % 2][16 * m + part / 2 * 8 + g] = sums[tile][m][part];
         }
-        __syncthreads();
+        token_barrier();
         uint8* hidden = q.hidden + int64(blockIdx.y) * q.token_stride * BRANCH_ROW;
-        int count = min(tiles * TILE, q.tokens - first) * (RANKS / 4);
-        auto sum_of = [&](int i) {
+        for (int i = threadIdx.x; i < count * (RANKS / 4); i += THREADS) {
+            int token = i / (RANKS / 4), rank = i % (RANKS / 4) * 4;
             float4 sum = {};
 #pragma unroll
             for (int part = 0; part < WARPS; ++part) {
-                float4 add = *reinterpret_cast<const float4*>(&parts[part][i / 8][i % 8 * 4]);
+                float4 add = *reinterpret_cast<const float4*>(&parts[part][token][rank]);
                 sum.x += add.x, sum.y += add.y, sum.z += add.z, sum.w += add.w;
             }
-            return sum;
-        };
-        auto store = [&](int i, float4 sum) {
-            uint8* target = hidden + place_64(first + i / 8, i % 8 / 2) + i % 2 * 8;
+            uint8* target = hidden + place_64(first + token, rank / 8) + rank % 8 * 2;
             *reinterpret_cast<uint2*>(target) = {floats_to_half2(sum.x, sum.y), floats_to_half2(sum.z, sum.w)};
-        };
-#if SPLIT_ == 1
-        for (int i = threadIdx.x; i < count; i += THREADS) store(i, sum_of(i));
-#else
-        for (int i = threadIdx.x; i < count; i += THREADS) *reinterpret_cast<float4*>(&parts[0][i / 8][i % 8 * 4]) = sum_of(i);
-        asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-        for (int i = blockIdx.z * THREADS + threadIdx.x; i < count; i += THREADS * SPLIT) {
-            float4 sum = {};
-#pragma unroll
-            for (int block = 0; block < SPLIT; ++block) {
-                float4 add;
-                asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %4, %5;\nld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [there];\n}"
-                             : "=f"(add.x), "=f"(add.y), "=f"(add.z), "=f"(add.w) : "r"(shared_address(&parts[0][i / 8][i % 8 * 4])), "r"(block) : "memory");
-                sum.x += add.x, sum.y += add.y, sum.z += add.z, sum.w += add.w;
-            }
-            store(i, sum);
         }
-        asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-#endif
     }
+
 };
 
 template <bool ROTATE>
 __device__ __forceinline__ void quantize(const Quantization& q) {
     extern __shared__ __align__(128) uint8 memory[];
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-    int first = blockIdx.x * q.block_tokens;
-    bool prepares = blockIdx.y == 0;
-    do {
-        Tokens<ROTATE> tokens(q, memory, first);
-        if (first < q.tokens) tokens.start();
-        if (prepares) prepare_constants(q);
-        prepares = false;
-        if (first < q.tokens) tokens.quantize();
-        first += gridDim.x * q.block_tokens;
-        __syncthreads();  // the sums have been read
-    } while (first < q.tokens);
-}
-
-#if SPLIT_ > 1
-#define CLUSTER __cluster_dims__(1, 1, SPLIT)
-#else
-#define CLUSTER
+#if PREFETCH
+    if (threadIdx.x >= THREADS && blockIdx.y == 0) {
+        int self = blockIdx.x * PREPARING + threadIdx.x - THREADS, threads = gridDim.x * PREPARING, count = q.features * q.groups * 2;
+        for (int i = 0; i < WIDENED && self % 8 == 0; ++i)
+            if (self + i * threads < count) asm volatile("prefetch.global.L2 [%0];" ::"l"(q.weights + int64(self + i * threads) * 16));
+    }
 #endif
-
-extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) quantize_plain(
-    const half_bits* x, const half_bits* pre_scale, const half_bits* shift, const half_bits* low_rank_down,
-    const uint8* weights, const half_bits* feature_scales, const half_bits* low_rank_up, uint8* codes,
-    half_bits* token_scales, uint8* hidden, uint8* turned_scales, uint8* wide_weights, uint8* up, int tokens, int features,
-    int groups, int rank, int token_stride, int block_tokens, int busy_share, int free_share) {
-    quantize<false>({x, pre_scale, shift, low_rank_down, weights, feature_scales, low_rank_up, codes, token_scales, hidden,
-                  turned_scales, wide_weights, up, tokens, features, groups, rank, token_stride, block_tokens, busy_share, free_share});
+    // This kernel starts while the one before it ends, and the second half while this one does.
+    asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
+    if (__shfl_sync(~0u, threadIdx.x / 32, 0) >= WARPS) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PREGS_));
+        if (blockIdx.y == 0 && !NOPREP) prepare_constants(q);
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGS_));
+        for (int first = blockIdx.x * q.block_tokens; first < q.tokens; first += gridDim.x * q.block_tokens) {
+            if (min(q.block_tokens, q.tokens - first) > TOKENS - TILE) Tokens<ROTATE, true>(q, memory, first).quantize();
+            else Tokens<ROTATE, false>(q, memory, first).quantize();
+            token_barrier();  // the sums have been read
+        }
+    }
 }
 
-extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1) quantize_rotated(
+extern "C" __global__ void __launch_bounds__(THREADS + PREPARING, 1) quantize_plain(
     const half_bits* x, const half_bits* pre_scale, const half_bits* shift, const half_bits* low_rank_down,
     const uint8* weights, const half_bits* feature_scales, const half_bits* low_rank_up, uint8* codes,
     half_bits* token_scales, uint8* hidden, uint8* turned_scales, uint8* wide_weights, uint8* up, int tokens, int features,
-    int groups, int rank, int token_stride, int block_tokens, int busy_share, int free_share) {
+    int groups, int rank, int token_stride, int block_tokens) {
+    quantize<false>({x, pre_scale, shift, low_rank_down, weights, feature_scales, low_rank_up, codes, token_scales, hidden,
+                  turned_scales, wide_weights, up, tokens, features, groups, rank, token_stride, block_tokens});
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS + PREPARING, 1) quantize_rotated(
+    const half_bits* x, const half_bits* pre_scale, const half_bits* shift, const half_bits* low_rank_down,
+    const uint8* weights, const half_bits* feature_scales, const half_bits* low_rank_up, uint8* codes,
+    half_bits* token_scales, uint8* hidden, uint8* turned_scales, uint8* wide_weights, uint8* up, int tokens, int features,
+    int groups, int rank, int token_stride, int block_tokens) {
     quantize<true>({x, pre_scale, shift, low_rank_down, weights, feature_scales, low_rank_up, codes, token_scales, hidden,
-                  turned_scales, wide_weights, up, tokens, features, groups, rank, token_stride, block_tokens, busy_share, free_share});
+                  turned_scales, wide_weights, up, tokens, features, groups, rank, token_stride, block_tokens});
 }

@@ -46,12 +46,11 @@ __device__ __forceinline__ void rotate(float (&v)[OWN], int t) {
 
 // Of the four lanes of a row: the number with the largest magnitude, the negative one of two; NaN above all.
 __device__ __forceinline__ float extreme_of(const float (&v)[OWN]) {
-    uint32 largest = 0;
+    uint32 above = 0;  // as integers negative numbers are above all others, in the order of their magnitudes
+    int highest = 0;
 #pragma unroll
-    for (int i = 0; i < OWN; ++i) {
-        uint32 bits = __float_as_uint(v[i]);
-        largest = max(largest, __funnelshift_l(bits, bits, 1));
-    }
+    for (int i = 0; i < OWN; ++i) above = max(above, __float_as_uint(v[i])), highest = max(highest, __float_as_int(v[i]));
+    uint32 largest = max(__funnelshift_l(above, above, 1), uint32(highest) << 1);  // magnitudes, with the sign below
     largest = max(largest, __shfl_xor_sync(~0u, largest, 1));
     largest = max(largest, __shfl_xor_sync(~0u, largest, 2));
     return __uint_as_float(__funnelshift_r(largest, largest, 1));
@@ -67,15 +66,15 @@ __device__ __forceinline__ uint32 floats_to_fp8(float a, float b, float c, float
 }
 #endif
 
-// Correctly rounded.
-__device__ __forceinline__ float minus_eight_over(float x) {
-#if WGMMA && FAST_INVERSE
-    // What the division does but for numbers so large or small that a quotient leaves float32: v never is.
+// 1 / x, correctly rounded.
+__device__ __forceinline__ float inverse_of(float x) {
+#if WGMMA
+    // What the general function does, but for numbers so large or small that float32 ends: no extreme is.
     float inverse;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
-    return -8.0f * __fmaf_rn(inverse, __fmaf_rn(-x, inverse, 1.0f), inverse);
+    return __fmaf_rn(inverse, __fmaf_rn(-x, inverse, 1.0f), inverse);
 #else
-    return __fdiv_rn(-8.0f, x);
+    return __frcp_rn(x);
 #endif
 }
 
@@ -91,12 +90,13 @@ struct Codes {
     __device__ __forceinline__ Codes(const float (&v)[OWN], bool rotated) {
         float extreme = extreme_of(v);
         bool finite = fabsf(extreme) < infinity(), divides = extreme != 0.0f && finite;
-        float quotient = minus_eight_over(divides ? extreme : 1.0f), inverse = divides ? quotient : 0.0f;
+        float inverse = inverse_of(divides ? extreme : 1.0f);
         scale = finite ? float_to_half(__fmul_rn(extreme, rotated ? -0.015625f : -0.125f)) : half_bits(0x7fff);
         float last = finite ? 7.0f : 0.0f;  // the code 0 of all that is not finite, as of NaN the minimum is the other number
+        constexpr float STEP_SIZE = FP8 ? 1.0f / 512.0f : 1.0f;
+        inverse *= divides ? -8.0f * STEP_SIZE : 0.0f;  // powers of two change no digit of the quotient
 #if FP8
-        constexpr float STEP_SIZE = 1.0f / 512.0f;
-        inverse *= STEP_SIZE, last *= STEP_SIZE;
+        last *= STEP_SIZE;
         float q[OWN];
 #pragma unroll
         for (int i = 0; i < OWN; ++i) q[i] = fminf(__fmul_rn(v[i], inverse), last);

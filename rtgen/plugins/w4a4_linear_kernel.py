@@ -68,29 +68,17 @@ class Quantize:
     shared: int = 0
     """Bytes of dynamic shared memory."""
 
-    def grid(self, tokens: int, features: int, groups: int, multiprocessors: int) -> tuple[int, tuple[int, ...]]:
+    def grid(self, tokens: int, multiprocessors: int) -> tuple[int, tuple[int, ...]]:
         """Blocks, and what the kernel takes besides sizes."""
         return -(-tokens // self.tokens) + self.preparing, ()
 
 
 @dataclass(frozen=True)
 class HopperQuantize(Quantize):
-    """``w4a4_quantize_wgmma.cu``: a block for each multiprocessor. Blocks also take the weights apart, those without
-    tokens more of them."""
+    """``w4a4_quantize_wgmma.cu``: a block for each multiprocessor, and just as many tokens as keep all busy."""
 
-    def grid(self, tokens: int, features: int, groups: int, multiprocessors: int) -> tuple[int, tuple[int, ...]]:
-        block_tokens = min(self.tokens, _padded(-(-tokens // multiprocessors), 8))
-        busy = min(multiprocessors, -(-tokens // block_tokens))
-        return multiprocessors, (block_tokens, *_shares(tokens, features * groups * 2, groups, busy, multiprocessors))
-
-
-def _shares(tokens: int, pieces: int, groups: int, busy: int, blocks: int) -> tuple[int, int]:
-    """Pieces of weights (16 bytes) for a block with tokens and for one without, so that each moves as many bytes: 3 for
-    a number of a token, and 56 for a piece with its scales."""
-    own = tokens * groups * GROUP * 3 // busy
-    level = (own * busy + pieces * 56) // blocks
-    share = max(0, level - own) // 56 if busy < blocks else -(-pieces // blocks)
-    return share, -(-max(0, pieces - busy * share) // max(1, blocks - busy))
+    def grid(self, tokens: int, multiprocessors: int) -> tuple[int, tuple[int, ...]]:
+        return multiprocessors, (min(self.tokens, _padded(-(-tokens // multiprocessors), 8)),)
 
 
 @dataclass(frozen=True)
@@ -116,8 +104,8 @@ class Path:
         return KernelSource(self.quantize.file, self.macros)
 
 
-_HOPPER_QUANTIZE: Final = HopperQuantize("w4a4_quantize_wgmma.cu", 40, 384, 0, 12 * 2 * (40 * 128 + 32 * 128 + 256))
-"""12 warps with two groups each: of 40 tokens, 32 ranks and two vectors."""
+_HOPPER_QUANTIZE: Final = HopperQuantize("w4a4_quantize_wgmma.cu", 40, 384, 0, 8 * 3 * (40 * 128 + 32 * 128 + 256))
+"""8 warps with three groups each: of 40 tokens, 32 ranks and two vectors."""
 
 INT4: Final = Path((("INT8", 0),), 288, 192, 64, 8, 8)
 """On INT4 tensor cores (mma.sync)."""
@@ -237,7 +225,7 @@ class W4A4LinearKernel:
         codes, token_scales, hidden, turned, wide, up_rows = (Pointer(workspace + offset) for offset in parts)
         branch_steps, token_stride = padded_rank(rank) // _RANKS, _padded(tokens, path.token_block)
         count = kernels.multiprocessors
-        blocks, further = quantize.grid(tokens, features, groups, count)
+        blocks, further = quantize.grid(tokens, count)
         constants = (weights, feature_scales, up) if path.weight_row else (feature_scales,)
         made = (
             (codes, token_scales, hidden, turned, wide, up_rows)
