@@ -40,6 +40,6 @@ __device__ __forceinline__ int place_64(int row, int piece) { return row * 64 + 
 
 // Four codes, the low halves of the bytes, as FP8 (e4m3).
 __device__ __forceinline__ uint32 codes_to_fp8(uint32 codes) {
-    uint32 low = codes & 0x0f0f0f0fu, negative = (low >> 3) & 0x01010101u;
-    return ((low ^ (negative * 15)) + negative) | (negative << 7);
+    uint32 negative = (codes >> 3) & 0x01010101u;
+    return ((codes & 0x0f0f0f0fu) ^ (negative * 0x8f)) + negative;
 }

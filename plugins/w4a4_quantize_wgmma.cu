@@ -1,53 +1,41 @@
 // rtgen::W4A4Linear, first half, on Hopper: as w4a4_quantize.cu, and the weights taken apart for w4a4_linear_wgmma.cu.
 //
 // One block a multiprocessor, with most of its shared memory: how much is on its way from memory decides the time. A
-// block takes up to 40 tokens, and 12 of its warps share out the steps (two groups each). What a warp needs of a group lies
-// in a ring of its own, two groups deep: no warp waits for another, and a place is filled again as soon as it has been
-// read. Tokens are the columns of the product with low_rank_down, eight a tile: so a block has just as many as keep all
-// multiprocessors busy, and reads low_rank_down once for all of them.
+// block takes up to 40 tokens, and its warps share out the groups. What a warp needs of a group lies in a ring of its own,
+// so that no warp waits for another. Tokens are the columns of the product with low_rank_down, eight a tile: so a block
+// has just as many as keep all multiprocessors busy, and reads low_rank_down once for all of them.
 //
 // In a warp, lane (g, t) holds the numbers 16t .. 16t+15 of a group of token g of a tile, and of the ranks g, g+8, g+16
 // and g+24. With the numbers of a group in that order, registers are the fragments of the product, so x is read once.
 //
-// Four more warps bring the layer's constants into the form that the second half takes. They wait for memory most of the
-// time, and so cost the others little.
+// Other warps bring the layer's constants into the form that the second half takes. They wait for memory most of the
+// time, and so cost those with tokens little.
 #define INT8 1
 #define WGMMA 1
 #include "w4a4_round.cuh"
 #include "wgmma.cuh"
 
-#ifndef NOPREP
-#define NOPREP 0
-#endif
-#ifndef WARPS_
-#define WARPS_ 8
-#endif
-#ifndef WIDENED_
-#define WIDENED_ 8
-#endif
-#ifndef REGS_
-#define REGS_ 200
-#endif
-#ifndef PREGS_
-#define PREGS_ 96
-#endif
-constexpr int WARPS = WARPS_;       // with tokens
-constexpr int THREADS = WARPS * 32;
-constexpr int PREPARING = 128;      // threads; a warpgroup, which may have registers of its own number
-constexpr int TILE = 8;             // tokens
-constexpr int TILES = 5;            // of a block
+constexpr int THREADS = 512;
+constexpr int TILE = 8;   // tokens
+constexpr int TILES = 5;  // of a block, at most
 constexpr int TOKENS = TILES * TILE;
-constexpr int WIDENED = WIDENED_;          // pieces of a thread's weights under way
+constexpr int UNDER_WAY = 4;  // constants of a thread on their way from memory
+
+// How a block is shared out. The rotation waits for its shuffles: more warps do without the third group of a ring.
+template <bool ROTATE>
+struct Roles {
+    static constexpr int WARPS = ROTATE ? 12 : 8;  // with tokens
+    static constexpr int DEPTH = ROTATE ? 2 : 3;   // groups in a ring: one is worked on, the others are on their way
+    static constexpr int REGISTERS = ROTATE ? 152 : 184, OTHERS = ROTATE ? 56 : 72;
+    static constexpr int PREPARING = THREADS - WARPS * 32;  // threads
+    static_assert(WARPS * 32 * REGISTERS + PREPARING * OTHERS <= 65536, "registers of a multiprocessor");
+};
 
 // The ring of a warp, in bytes.
-#ifndef DEPTH_
-#define DEPTH_ 3
-#endif
-constexpr int DEPTH = DEPTH_;  // groups, of which two are on their way
 constexpr int TILE_BYTES = TILE * GROUP * 2, DOWN = TILES * TILE_BYTES, PRE_SCALE = DOWN + RANKS * GROUP * 2;
-constexpr int STAGE = PRE_SCALE + 2 * GROUP * 2, WARP_MEMORY = DEPTH * STAGE;
+constexpr int STAGE = PRE_SCALE + 2 * GROUP * 2;
 constexpr int PITCH = RANKS + 4;  // floats of a token in the sums of a warp, against bank conflicts
-static_assert(WARP_MEMORY >= TOKENS * PITCH * 4, "the ring's memory also holds the sums");
+static_assert(STAGE >= TOKENS * PITCH * 4, "the ring's memory also holds the sums");
 
 struct Quantization {
     const half_bits* x;               // [tokens, groups * 64]
@@ -57,12 +45,12 @@ struct Quantization {
     const uint8* weights;             // [features, groups * 32]
     const half_bits* feature_scales;  // [features, groups]
     const half_bits* low_rank_up;     // [features, rank]
-    uint8* codes;          // [steps, token_stride, CODE_ROW]
+    uint8* codes;             // [steps, token_stride, CODE_ROW]
     half_bits* token_scales;  // [steps, token_stride, 2]
-    uint8* hidden;         // [ranks / 32, token_stride, BRANCH_ROW]
-    uint8* turned_scales;  // [steps, padded features, SCALE_ROW]
-    uint8* wide_weights;   // [steps, padded features, WEIGHT_ROW]
-    uint8* up;             // [ranks / 32, padded features, BRANCH_ROW]
+    uint8* hidden;            // [ranks / 32, token_stride, BRANCH_ROW]
+    uint8* turned_scales;     // [steps, padded features, SCALE_ROW]
+    uint8* wide_weights;      // [steps, padded features, WEIGHT_ROW]
+    uint8* up;                // [ranks / 32, padded features, BRANCH_ROW]
     int tokens, features, groups, rank, token_stride;
     int block_tokens;  // a multiple of 8, TOKENS at most
 
@@ -75,8 +63,7 @@ __device__ __forceinline__ void store_16(void* target, uint32 x, uint32 y, uint3
 }
 
 // 32 packed codes to a byte each, those of even places first: as FP8, or 16 times as INT8.
-__device__ __forceinline__ void store_wide(const Quantization& q, int feature, int piece, const uint32 (&packed)[4], int padded) {
-    uint8* rows = q.wide_weights + int64(piece / 4) * padded * WEIGHT_ROW;
+__device__ __forceinline__ void store_wide(uint8* rows, int feature, int piece, const uint32 (&packed)[4]) {
 #pragma unroll
     for (int odd = 0; odd < 2; ++odd) {
         uint32 v[4];
@@ -87,21 +74,25 @@ __device__ __forceinline__ void store_wide(const Quantization& q, int feature, i
     }
 }
 
-// Past the last feature nothing is written: what is there reaches no output.
+// A thread keeps its column, so that it divides once. Past the last feature nothing is written: what is there reaches no
+// output.
 __device__ __forceinline__ void widen_weights(const Quantization& q, int self, int threads) {
-    int pieces = q.groups * 2, count = q.features * pieces, padded = q.padded_features();
-    for (int first = self; first < count; first += threads * WIDENED) {
-        uint32 packed[WIDENED][4];
+    int pieces = q.groups * 2, rows = max(1, threads / pieces), last = q.features - 1;
+    for (int place = self; place < rows * pieces; place += threads) {
+        int piece = place % pieces;
+        const uint8* column = q.weights + piece * 16;
+        uint8* target = q.wide_weights + int64(piece / 4) * q.padded_features() * WEIGHT_ROW;
+        for (int feature = place / pieces; feature <= last; feature += rows * UNDER_WAY) {
+            uint32 packed[UNDER_WAY][4];
 #pragma unroll
-        for (int i = 0; i < WIDENED; ++i) {
-            const uint8* from = q.weights + int64(min(first + i * threads, count - 1)) * 16;
-            asm("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];"
-                : "=r"(packed[i][0]), "=r"(packed[i][1]), "=r"(packed[i][2]), "=r"(packed[i][3]) : "l"(from));
-        }
+            for (int i = 0; i < UNDER_WAY; ++i) {
+                const uint8* from = column + int64(min(feature + i * rows, last)) * (q.groups * 32);
+                asm("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];"
+                    : "=r"(packed[i][0]), "=r"(packed[i][1]), "=r"(packed[i][2]), "=r"(packed[i][3]) : "l"(from));
+            }
 #pragma unroll
-        for (int i = 0; i < WIDENED; ++i) {
-            int index = first + i * threads;
-            if (index < count) store_wide(q, index / pieces, index % pieces, packed[i], padded);
+            for (int i = 0; i < UNDER_WAY; ++i)
+                if (feature + i * rows <= last) store_wide(target, feature + i * rows, piece, packed[i]);
         }
     }
 }
@@ -126,48 +117,59 @@ __device__ __forceinline__ void turn_up(const Quantization& q, int self, int thr
 
 // Both scales of a step in every pair of places: whichever a token's scale meets, it is the right one.
 __device__ __forceinline__ void turn_feature_scales(const Quantization& q, int self, int threads) {
-    int padded = q.padded_features(), steps = ceil_div(q.groups, STEP), count = padded * steps;
-    for (int start = self; start < count; start += threads * WIDENED) {
-        uint32 both[WIDENED];
+    int padded = q.padded_features(), steps = ceil_div(q.groups, STEP), rows = max(1, threads / steps);
+    for (int place = self; place < rows * steps; place += threads) {
+        int step = place % steps;
+        bool whole = step * STEP + 1 < q.groups;
+        const half_bits* column = q.feature_scales + step * STEP;
+        uint8* target = q.turned_scales + int64(step) * padded * SCALE_ROW;
+        for (int feature = place / steps; feature < padded; feature += rows * UNDER_WAY) {
+            uint32 both[UNDER_WAY];
 #pragma unroll
-        for (int i = 0; i < WIDENED; ++i) {
-            int index = min(start + i * threads, count - 1), feature = min(index / steps, q.features - 1), step = index % steps;
-            const half_bits* from = q.feature_scales + int64(feature) * q.groups + step * STEP;
-            both[i] = pack_halves(from[0], step * STEP + 1 < q.groups ? from[1] : half_bits(0));
-        }
+            for (int i = 0; i < UNDER_WAY; ++i) {
+                const half_bits* from = column + int64(min(feature + i * rows, q.features - 1)) * q.groups;
+                both[i] = pack_halves(from[0], whole ? from[1] : half_bits(0));
+            }
 #pragma unroll
-        for (int i = 0; i < WIDENED; ++i) {
-            int index = start + i * threads;
-            if (index >= count) break;
-            uint8* row = q.turned_scales + (int64(index % steps) * padded + index / steps) * SCALE_ROW;
+            for (int i = 0; i < UNDER_WAY; ++i) {
+                uint8* row = target + int64(feature + i * rows) * SCALE_ROW;
+                if (feature + i * rows >= padded) break;
 #pragma unroll
-            for (int j = 0; j < SCALE_ROW; j += 16) store_16(row + j, both[i], both[i], both[i], both[i]);
+                for (int j = 0; j < SCALE_ROW; j += 16) store_16(row + j, both[i], both[i], both[i], both[i]);
+            }
         }
     }
 }
 
+// By the last threads of a block, of which three in four take the weights apart.
+template <int PREPARING>
 __device__ __forceinline__ void prepare_constants(const Quantization& q) {
-    int self = blockIdx.x * PREPARING + threadIdx.x - THREADS, threads = gridDim.x * PREPARING;
-    widen_weights(q, self, threads);
-    turn_feature_scales(q, self, threads);
-    turn_up(q, self, threads);
+    constexpr int WIDENING = PREPARING / 4 * 3, TURNING = PREPARING - WIDENING;
+    int self = int(threadIdx.x) - (THREADS - PREPARING);
+    if (self < WIDENING) {
+        widen_weights(q, blockIdx.x * WIDENING + self, gridDim.x * WIDENING);
+    } else {
+        turn_feature_scales(q, blockIdx.x * TURNING + self - WIDENING, gridDim.x * TURNING);
+        turn_up(q, blockIdx.x * TURNING + self - WIDENING, gridDim.x * TURNING);
+    }
 }
 
-__device__ __forceinline__ void token_barrier() { named_barrier(1, THREADS); }  // of the warps with tokens
-
-// Tokens of a block: their groups on the way through shared memory, and what becomes of them.
+// Tokens of a block: their groups on the way through shared memory, and what becomes of them. With WHOLE
+// all tiles are there, and the compiler puts the work of one into the waits of another.
 template <bool ROTATE, bool WHOLE>
 struct Tokens {
+    static constexpr int WARPS = Roles<ROTATE>::WARPS, DEPTH = Roles<ROTATE>::DEPTH;
     const Quantization& q;
     uint8* memory;
     int first, count, lane, warp;
     float sums[TILES][2][4];  // ranks x tokens of a tile
 
     __device__ __forceinline__ Tokens(const Quantization& q, uint8* memory, int first)
-        : q(q), memory(memory), first(first), count(min(q.block_tokens, q.tokens - first)), lane(threadIdx.x % 32), warp(threadIdx.x / 32) {}
+        : q(q), memory(memory), first(first), count(min(q.block_tokens, q.tokens - first)), lane(threadIdx.x % 32),
+          warp(threadIdx.x / 32) {}
 
     __device__ __forceinline__ int group_of(int turn) const { return warp + turn * WARPS; }
-    __device__ __forceinline__ uint32 stage_of(int turn) const { return shared_address(memory) + warp * WARP_MEMORY + turn % DEPTH * STAGE; }
+    __device__ __forceinline__ uint32 stage_of(int turn) const { return shared_address(memory) + (warp * DEPTH + turn % DEPTH) * STAGE; }
 
     // Four rows at a time of a group of x or low_rank_down, 16 bytes a lane: where the lane's first ones come from and go to.
     __device__ __forceinline__ const half_bits* lane_source(const half_bits* rows, int group) const {
@@ -201,7 +203,7 @@ struct Tokens {
     // What all tokens meet in a group: the lane's numbers of pre_scale and shift, and fragments of low_rank_down.
     struct Operands {
         float scale[OWN], shift[OWN];
-        uint32 down[4][2][4];
+        uint32 down[4][2][4];  // of four times 16 numbers and two times 16 ranks
     };
 
     __device__ __forceinline__ void read_vector(uint32 from, float (&found)[OWN]) const {
@@ -215,7 +217,9 @@ struct Tokens {
         }
     }
 
-    __device__ __forceinline__ void read_operands(uint32 stage, Operands& o, uint32 zero) const {
+    __device__ __forceinline__ void read_operands(uint32 stage, Operands& o) const {
+        // Unknown to the compiler, which else would move fragments to their registers anew for each tile.
+        uint32 zero = uint32(q.tokens) >> 31;
         read_vector(stage + PRE_SCALE, o.scale);
         read_vector(stage + PRE_SCALE + GROUP * 2, o.shift);
 #pragma unroll
@@ -252,7 +256,7 @@ struct Tokens {
             uint8* codes = q.codes + row * CODE_ROW + (((group % STEP * 4 + t) ^ g) << 4);  // place_128; rows g + 8 are alike
             half_bits* scales = q.token_scales + row * STEP + group % STEP;
             Operands operands;
-            read_operands(stage, operands, uint32(q.tokens) >> 31);
+            read_operands(stage, operands);
 #pragma unroll
             for (int tile = 0; tile < TILES; ++tile) {
                 if (!WHOLE && tile * TILE >= count) continue;
@@ -276,19 +280,21 @@ struct Tokens {
         for (int i = 0; i < TILES * 8; ++i) sums[i / 8][i / 4 % 2][i % 4] = 0.0f;
     }
 
+    __device__ __forceinline__ void barrier() const { named_barrier(1, WARPS * 32); }  // of the warps with tokens
+
     // Sums over the warps, in their order, as float16.
     __device__ __forceinline__ void store_hidden() const {
         auto parts = reinterpret_cast<float(*)[TOKENS][PITCH]>(memory);
         int g = lane / 4, t = lane % 4;
-        token_barrier();  // the memory has been others'
+        barrier();  // the memory has been others'
 #pragma unroll
         for (int i = 0; i < TILES * 8; ++i) {
             int tile = i / 8, m = i / 4 % 2, part = i % 4;
             parts[warp][tile * TILE + 2 * t + part % 2][16 * m + part / 2 * 8 + g] = sums[tile][m][part];
         }
-        token_barrier();
+        barrier();
         uint8* hidden = q.hidden + int64(blockIdx.y) * q.token_stride * BRANCH_ROW;
-        for (int i = threadIdx.x; i < count * (RANKS / 4); i += THREADS) {
+        for (int i = threadIdx.x; i < count * (RANKS / 4); i += WARPS * 32) {
             int token = i / (RANKS / 4), rank = i % (RANKS / 4) * 4;
             float4 sum = {};
 #pragma unroll
@@ -299,36 +305,30 @@ struct Tokens {
             uint8* target = hidden + place_64(first + token, rank / 8) + rank % 8 * 2;
             *reinterpret_cast<uint2*>(target) = {floats_to_half2(sum.x, sum.y), floats_to_half2(sum.z, sum.w)};
         }
+        barrier();  // the sums have been read
     }
-
 };
 
 template <bool ROTATE>
 __device__ __forceinline__ void quantize(const Quantization& q) {
+    typedef ::Roles<ROTATE> Roles;
     extern __shared__ __align__(128) uint8 memory[];
-#if PREFETCH
-    if (threadIdx.x >= THREADS && blockIdx.y == 0) {
-        int self = blockIdx.x * PREPARING + threadIdx.x - THREADS, threads = gridDim.x * PREPARING, count = q.features * q.groups * 2;
-        for (int i = 0; i < WIDENED && self % 8 == 0; ++i)
-            if (self + i * threads < count) asm volatile("prefetch.global.L2 [%0];" ::"l"(q.weights + int64(self + i * threads) * 16));
-    }
-#endif
     // This kernel starts while the one before it ends, and the second half while this one does.
     asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
-    if (__shfl_sync(~0u, threadIdx.x / 32, 0) >= WARPS) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PREGS_));
-        if (blockIdx.y == 0 && !NOPREP) prepare_constants(q);
-    } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGS_));
+    // The same for a whole warp, as the compiler sees by the shuffle.
+    if (__shfl_sync(~0u, threadIdx.x / 32, 0) < Roles::WARPS) {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Roles::REGISTERS));
         for (int first = blockIdx.x * q.block_tokens; first < q.tokens; first += gridDim.x * q.block_tokens) {
             if (min(q.block_tokens, q.tokens - first) > TOKENS - TILE) Tokens<ROTATE, true>(q, memory, first).quantize();
             else Tokens<ROTATE, false>(q, memory, first).quantize();
-            token_barrier();  // the sums have been read
         }
+    } else {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Roles::OTHERS));
+        if (blockIdx.y == 0) prepare_constants<Roles::PREPARING>(q);  // blocks of further ranks have the same
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS + PREPARING, 1) quantize_plain(
+extern "C" __global__ void __launch_bounds__(THREADS, 1) quantize_plain(
     const half_bits* x, const half_bits* pre_scale, const half_bits* shift, const half_bits* low_rank_down,
     const uint8* weights, const half_bits* feature_scales, const half_bits* low_rank_up, uint8* codes,
     half_bits* token_scales, uint8* hidden, uint8* turned_scales, uint8* wide_weights, uint8* up, int tokens, int features,
@@ -337,7 +337,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + PREPARING, 1) quantize_pl
                   turned_scales, wide_weights, up, tokens, features, groups, rank, token_stride, block_tokens});
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS + PREPARING, 1) quantize_rotated(
+extern "C" __global__ void __launch_bounds__(THREADS, 1) quantize_rotated(
     const half_bits* x, const half_bits* pre_scale, const half_bits* shift, const half_bits* low_rank_down,
     const uint8* weights, const half_bits* feature_scales, const half_bits* low_rank_up, uint8* codes,
     half_bits* token_scales, uint8* hidden, uint8* turned_scales, uint8* wide_weights, uint8* up, int tokens, int features,

@@ -50,8 +50,9 @@ class LoadedKernels:
     ) -> None:
         """Enqueue a kernel on a CUDA stream (its address) with ``shared`` bytes of dynamic shared memory.
 
-        ``overlap``: it may start while the kernel before it ends (programmatic dependent launch, from Hopper on), and so must
-        wait with griddepcontrol.wait before it touches memory. Raises PackageInvalidError when there is no such kernel.
+        ``overlap``: it may start while the kernel before it ends (programmatic dependent launch, from Hopper on), so it
+        must wait with griddepcontrol.wait before it touches memory. Raises PackageInvalidError when there is no such
+        kernel.
         """
         from cuda.core import LaunchConfig, launch
 

@@ -1,8 +1,8 @@
 """Launch plan of ``rtgen::W4A4Linear``: which kernels, tiles and scratch memory a layer takes.
 
 Two kernels: ``w4a4_quantize.cu`` turns activations into codes and computes the thin product of the low-rank branch,
-``w4a4_linear.cu`` does the rest; on Hopper ``w4a4_quantize_wgmma.cu`` and ``w4a4_linear_wgmma.cu``. All ways to multiply
-give the same bits.
+``w4a4_linear.cu`` does the rest; on Hopper ``w4a4_quantize_wgmma.cu`` and ``w4a4_linear_wgmma.cu``. All ways to
+multiply give the same bits.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Path:
         return KernelSource(self.quantize.file, self.macros)
 
 
-_HOPPER_QUANTIZE: Final = HopperQuantize("w4a4_quantize_wgmma.cu", 40, 384, 0, 8 * 3 * (40 * 128 + 32 * 128 + 256))
+_HOPPER_QUANTIZE: Final = HopperQuantize("w4a4_quantize_wgmma.cu", 40, 512, 0, 8 * 3 * (40 * 128 + 32 * 128 + 256))
 """8 warps with three groups each: of 40 tokens, 32 ranks and two vectors."""
 
 INT4: Final = Path((("INT8", 0),), 288, 192, 64, 8, 8)
@@ -226,12 +226,9 @@ class W4A4LinearKernel:
         branch_steps, token_stride = padded_rank(rank) // _RANKS, _padded(tokens, path.token_block)
         count = kernels.multiprocessors
         blocks, further = quantize.grid(tokens, count)
-        constants = (weights, feature_scales, up) if path.weight_row else (feature_scales,)
-        made = (
-            (codes, token_scales, hidden, turned, wide, up_rows)
-            if path.weight_row
-            else (codes, token_scales, hidden, turned)
-        )
+        constants, made = [feature_scales], [codes, token_scales, hidden, turned]
+        if path.weight_row:
+            constants, made = [weights, feature_scales, up], [*made, wide, up_rows]
         kernels.launch(
             stream,
             path.quantize_source(),

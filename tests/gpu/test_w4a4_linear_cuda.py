@@ -234,6 +234,26 @@ def test_torch_ops_launch_the_kernels_and_graphs_replay_them():
     assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
 
 
+def test_layers_in_a_row_wait_for_each_other():
+    """On Hopper a kernel starts before the one ahead of it has ended; the second layer reads what the first wrote."""
+    first, second = layer(1000, 512, 1536, 32), layer(1000, 1536, 512, 32, seed=1)
+    linear = w4a4.torch_op()
+
+    def both(between):
+        found = linear(first.tensors[0], *first.tensors[1:], 0, NONE)
+        between()
+        return linear(found, *second.tensors[1:], 1, NONE)
+
+    wanted = both(torch.cuda.synchronize)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = [both(lambda: None) for _ in range(10)]
+    for output in found:
+        output.fill_(torch.nan)
+    graph.replay()
+    assert all(torch.equal(output, wanted) for output in found)
+
+
 def test_torch_ops_take_views():
     made = layer(30, 192, 40, 4)
     wide = torch.randn(1, 30, 200, device="cuda").half()

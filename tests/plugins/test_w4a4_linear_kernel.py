@@ -38,6 +38,8 @@ class Recorder:
 
     def launch(self, stream, source, entry, grid, block, *arguments, shared=0, overlap=False):
         assert stream == 7
+        text = (data_directory("plugins") / source.file).read_text(encoding="utf-8")
+        assert overlap == ("griddepcontrol.wait" in text)
         self.calls.append((source, entry, grid, block, arguments, shared))
 
 
@@ -152,20 +154,36 @@ def numbers_of(*names, wgmma):
 @pytest.mark.parametrize("path", [INT4, HOPPER_FP8])
 def test_the_sources_and_the_launch_plan_have_the_same_numbers(path):
     hopper = path is HOPPER_FP8
-    numbers = numbers_of("w4a4_layout.cuh", "w4a4_quantize.cu", wgmma=hopper)
-    assert path.quantize.tokens == 16 * numbers["ROW_TILES"] and path.quantize.preparing == numbers["PREPARING"]
-    assert path.quantize.cluster == numbers["SPLIT"] and path.feature_block == numbers["FEATURE_BLOCK"]
-    assert path.code_row == numbers["CODE_ROW"]
-    if hopper:
-        assert path.weight_row == numbers["WEIGHT_ROW"] and path.feature_scales == numbers["SCALE_ROW"]
-        tile = numbers_of("w4a4_linear_wgmma.cu", wgmma=True)
-        assert path.token_block == tile["WARPGROUPS"] * 64 and path.feature_block == tile["FEATURES"]
-    call = launched(
-        PLUGIN, "9.0" if hopper else "8.9", 58, shapes_of(1000, 384, 1536, 40), {"rotate": 0, "epilogue": 0}
-    )[0]
-    blocks = -(-1000 // path.quantize.tokens) + numbers["PREPARING"]
-    assert call[2] == (blocks, -(-40 // numbers["RANKS"]), numbers["SPLIT"])
-    assert call[3] == numbers["WARPS"] * 32 == path.quantize.threads
+    numbers = numbers_of("w4a4_layout.cuh", path.quantize.file, wgmma=hopper)
+    assert path.quantize.threads == numbers.get("THREADS", numbers.get("WARPS", 0) * 32)
+    assert path.feature_block == numbers["FEATURE_BLOCK"] and path.code_row == numbers["CODE_ROW"]
+    shapes = shapes_of(1000, 384, 1536, 40)
+    call = launched(PLUGIN, "9.0" if hopper else "8.9", 58, shapes, {"rotate": 0, "epilogue": 0})[0]
+    assert call[2][1:] == (-(-40 // numbers["RANKS"]),) and call[3] == path.quantize.threads
+    if not hopper:
+        assert path.quantize.tokens == numbers["TOKENS"] and path.quantize.preparing == numbers["PREPARING"]
+        assert call[2][0] == -(-1000 // numbers["TOKENS"]) + numbers["PREPARING"]
+        return
+    assert path.weight_row == numbers["WEIGHT_ROW"] and path.feature_scales == numbers["SCALE_ROW"]
+    assert path.quantize.tokens == numbers["TILES"] * numbers["TILE"] and call[2][0] == 58
+    text = (data_directory("plugins") / path.quantize.file).read_text(encoding="utf-8")
+    roles = dict(re.findall(r"(WARPS|DEPTH) = ROTATE \? (\d+ : \d+);", text))
+    for warps, groups in zip(*(map(int, roles[name].split(" : ")) for name in ("WARPS", "DEPTH")), strict=True):
+        rows = path.quantize.tokens + numbers["RANKS"] + 2  # the two vectors
+        assert path.quantize.shared == warps * groups * rows * numbers["GROUP"] * 2
+    tile = numbers_of("w4a4_linear_wgmma.cu", wgmma=True)
+    assert path.token_block == tile["WARPGROUPS"] * 64 and path.feature_block == tile["FEATURES"]
+
+
+@settings(deadline=None)
+@given(multiprocessors=st.integers(1, 250), tokens=st.integers(1, 50_000))
+def test_blocks_of_hopper_share_out_the_tokens(multiprocessors, tokens):
+    blocks, (block_tokens,) = HOPPER_FP8.quantize.grid(tokens, multiprocessors)
+    assert blocks == multiprocessors and block_tokens % 8 == 0 and 0 < block_tokens <= HOPPER_FP8.quantize.tokens
+    if block_tokens < HOPPER_FP8.quantize.tokens:
+        assert (
+            (block_tokens - 8) * blocks < tokens <= block_tokens * blocks
+        )  # one turn, and no block has one tile too many
 
 
 def test_tiles_are_made_of_whole_blocks_and_fit_into_shared_memory():
