@@ -19,7 +19,6 @@ constexpr int THREADS = 512;
 constexpr int TILE = 8;   // tokens
 constexpr int TILES = 5;  // of a block, at most
 constexpr int TOKENS = TILES * TILE;
-constexpr int UNDER_WAY = 4;  // constants of a thread on their way from memory
 
 // How a block is shared out. The rotation waits for its shuffles: more warps do without the third group of a ring.
 template <bool ROTATE>
@@ -27,7 +26,8 @@ struct Roles {
     static constexpr int WARPS = ROTATE ? 12 : 8;  // with tokens
     static constexpr int DEPTH = ROTATE ? 2 : 3;   // groups in a ring: one is worked on, the others are on their way
     static constexpr int REGISTERS = ROTATE ? 152 : 184, OTHERS = ROTATE ? 56 : 72;
-    static constexpr int PREPARING = THREADS - WARPS * 32;  // threads
+    static constexpr int PREPARING = THREADS - WARPS * 32;  // threads for the constants
+    static constexpr int UNDER_WAY = ROTATE ? 4 : 2;        // constants of each of them on their way from memory
     static_assert(WARPS * 32 * REGISTERS + PREPARING * OTHERS <= 65536, "registers of a multiprocessor");
 };
 
@@ -76,6 +76,7 @@ __device__ __forceinline__ void store_wide(uint8* rows, int feature, int piece, 
 
 // A thread keeps its column, so that it divides once. Past the last feature nothing is written: what is there reaches no
 // output.
+template <int UNDER_WAY>
 __device__ __forceinline__ void widen_weights(const Quantization& q, int self, int threads) {
     int pieces = q.groups * 2, rows = max(1, threads / pieces), last = q.features - 1;
     for (int place = self; place < rows * pieces; place += threads) {
@@ -116,6 +117,7 @@ __device__ __forceinline__ void turn_up(const Quantization& q, int self, int thr
 }
 
 // Both scales of a step in every pair of places: whichever a token's scale meets, it is the right one.
+template <int UNDER_WAY>
 __device__ __forceinline__ void turn_feature_scales(const Quantization& q, int self, int threads) {
     int padded = q.padded_features(), steps = ceil_div(q.groups, STEP), rows = max(1, threads / steps);
     for (int place = self; place < rows * steps; place += threads) {
@@ -142,14 +144,14 @@ __device__ __forceinline__ void turn_feature_scales(const Quantization& q, int s
 }
 
 // By the last threads of a block, of which three in four take the weights apart.
-template <int PREPARING>
+template <int PREPARING, int UNDER_WAY>
 __device__ __forceinline__ void prepare_constants(const Quantization& q) {
     constexpr int WIDENING = PREPARING / 4 * 3, TURNING = PREPARING - WIDENING;
     int self = int(threadIdx.x) - (THREADS - PREPARING);
     if (self < WIDENING) {
-        widen_weights(q, blockIdx.x * WIDENING + self, gridDim.x * WIDENING);
+        widen_weights<UNDER_WAY>(q, blockIdx.x * WIDENING + self, gridDim.x * WIDENING);
     } else {
-        turn_feature_scales(q, blockIdx.x * TURNING + self - WIDENING, gridDim.x * TURNING);
+        turn_feature_scales<UNDER_WAY>(q, blockIdx.x * TURNING + self - WIDENING, gridDim.x * TURNING);
         turn_up(q, blockIdx.x * TURNING + self - WIDENING, gridDim.x * TURNING);
     }
 }
@@ -324,7 +326,7 @@ __device__ __forceinline__ void quantize(const Quantization& q) {
         }
     } else {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Roles::OTHERS));
-        if (blockIdx.y == 0) prepare_constants<Roles::PREPARING>(q);  // blocks of further ranks have the same
+        if (blockIdx.y == 0) prepare_constants<Roles::PREPARING, Roles::UNDER_WAY>(q);  // blocks of further ranks have the same
     }
 }
 
