@@ -266,7 +266,7 @@ __device__ __forceinline__ void store_wide(const Quantization& q, int feature, i
 #pragma unroll
         for (int j = 0; j < 4; ++j)
             v[j] = FP8 ? codes_to_fp8(packed[j] >> (odd * 4)) : (odd ? packed[j] : packed[j] << 4) & 0xf0f0f0f0u;
-        asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(rows + place_128(feature, piece % 4 * 2 + odd)),
+        asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(rows + place_128(feature_row(feature), piece % 4 * 2 + odd)),
                      "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
     }
 }
@@ -304,7 +304,7 @@ __device__ __forceinline__ void turn_up(const Quantization& q, int self, int thr
                 if (first + j < q.rank) v[j / 2] |= uint32(from[j]) << (j % 2 * 16);
         }
         uint8* rows = q.up + int64(first / RANKS) * padded * BRANCH_ROW;
-        asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(rows + place_64(feature, column / 8)),
+        asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(rows + place_64(feature_row(feature), column / 8)),
                      "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
     }
 }
@@ -324,7 +324,7 @@ __device__ __forceinline__ void turn_feature_scales(const Quantization& q, int s
         for (int i = 0; i < WIDENED; ++i) {
             int index = start + i * threads;
             if (index >= count) break;
-            uint8* row = q.turned_scales + (int64(index % steps) * padded + index / steps) * SCALE_ROW;
+            uint8* row = q.turned_scales + (int64(index % steps) * padded + feature_row(index / steps)) * SCALE_ROW;
 #pragma unroll
             for (int j = 0; j < SCALE_ROW; j += 16)
                 asm volatile("st.global.v4.u32 [%0], {%1,%1,%1,%1};" ::"l"(row + j), "r"(both[i]) : "memory");
