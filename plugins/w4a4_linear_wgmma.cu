@@ -77,10 +77,8 @@ struct Ring {
     __device__ __forceinline__ void advance() {
         if (++slot == STAGES) slot = 0, phase ^= 1;
     }
-    __device__ __forceinline__ void release() const {  // by each warp
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) barrier_arrive(empty + slot * 8);
-    }
+    // By every lane: racecheck does not see what one lane's arrival after __syncwarp, which the compiler drops, says of the others.
+    __device__ __forceinline__ void release() const { barrier_arrive(empty + slot * 8); }
 };
 
 __device__ __forceinline__ void copy_step(const Problem& p, int token, int feature, int step, uint32 stage, uint32 barrier) {
@@ -263,7 +261,8 @@ __device__ __forceinline__ void store_wide(const Problem& p, const float (&y)[WI
 #pragma unroll
     for (int i = 0; i < WIDE / 2; ++i) words[i] = floats_to_half2(y[2 * i], y[2 * i + 1]);
     if (WHOLE) {
-        asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(output), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]) : "memory");
+        asm volatile("{\n.reg .pred p;\nsetp.gt.s32 p, %5, 0;\n@p st.global.v4.u32 [%0], {%1,%2,%3,%4};\n}"
+                     ::"l"(output), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]), "r"(valid) : "memory");
     } else {
 #pragma unroll
         for (int i = 0; i < WIDE; ++i)
@@ -278,7 +277,7 @@ __device__ __forceinline__ void finish_as(const Problem& p, const Sums& total, c
     const int epilogue = EPILOGUE == ANY ? p.epilogue : EPILOGUE;
 #pragma unroll
     for (int n = 0; n < TILES_N; n += 4) {
-        int first = feature + n * 8, valid = p.features - first;
+        int first = feature + n * 8;
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
             float y[WIDE];
@@ -287,15 +286,15 @@ __device__ __forceinline__ void finish_as(const Problem& p, const Sums& total, c
                 y[2 * i] = total[n + i][2 * row] + low_float(bias[n + i]);
                 y[2 * i + 1] = total[n + i][2 * row + 1] + high_float(bias[n + i]);
             }
+            pin(y);  // else the compiler computes all first, and stores it then
             if (epilogue == GELU) {
 #pragma unroll
                 for (int i = 0; i < WIDE; i += 2) gelu(y[i], y[i + 1]);
             }
-            int at = token + 8 * row;
-            if (at >= p.tokens || valid <= 0) continue;
+            int at = token + 8 * row, valid = at < p.tokens ? p.features - first : 0;
             int64 place = int64(at) * p.features + first;
-            if (epilogue == GATED) store_wide_gated<WHOLE>(p, y, place, int64(at / p.tokens_per_gate) * p.features + first, valid);
-            else store_wide<WHOLE>(p, y, place, valid);
+            if (epilogue != GATED) store_wide<WHOLE>(p, y, place, valid);
+            else if (valid > 0) store_wide_gated<WHOLE>(p, y, place, int64(at / p.tokens_per_gate) * p.features + first, valid);
         }
     }
 }
@@ -339,7 +338,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) linear(
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; ++i) {
             barrier_init(ring.filled + i * 8, 1);
-            barrier_init(ring.empty + i * 8, WARPGROUPS * 4);
+            barrier_init(ring.empty + i * 8, WARPGROUPS * 128);
         }
         fence_shared_for_async();
     }
