@@ -38,6 +38,12 @@ constexpr float UNIT = FP8 ? 262144.0f : INT8 ? 0.0625f : 1.0f;
 __device__ __forceinline__ int place_128(int row, int piece) { return row * 128 + ((piece ^ (row & 7)) << 4); }
 __device__ __forceinline__ int place_64(int row, int piece) { return row * 64 + ((piece ^ ((row >> 1) & 3)) << 4); }
 
+// WGMMA: where a feature's row is, of its weights, scales and low_rank_up. Of each eight rows, lane t of four gets the sums of
+// rows 2t and 2t + 1 (wgmma.cuh): in this order, those it gets of 32 rows are eight neighbouring features.
+__device__ __forceinline__ int feature_row(int feature) {
+    return (feature & ~30) | ((feature & 6) << 2) | ((feature & 24) >> 2);
+}
+
 // Four codes, the low halves of the bytes, as FP8 (e4m3).
 __device__ __forceinline__ uint32 codes_to_fp8(uint32 codes) {
     uint32 negative = (codes >> 3) & 0x01010101u;

@@ -7,7 +7,8 @@
 // What would cost most is not the products but their scales: two multiplications for each sum of a group, and loads of the
 // features' scales, which every thread needs many of. So the tensor cores multiply the scales too: a product over 16
 // numbers of which all but one are zero gives scale * scale_w, exactly, since both are float16. One fused multiply-add
-// a sum is left. It rounds as the two of w4a4_linear.cu do, of which the first is exact, so the bits are the same.
+// a sum is left. It rounds as the two of w4a4_linear.cu do, of which the first is exact, so the bits are the same. Two
+// multiplications a sum cost more than that product does: while warps do arithmetic on float32, tensor cores mostly stand still.
 //
 // INT8 (FP8=0) gives integer sums, which must be converted; FP8 (FP8=1) gives the same integers as float32, in units of
 // 2^-18: w4a4_layout.cuh says why they are exact.
@@ -29,8 +30,23 @@ constexpr int THREADS = (WARPGROUPS + 1) * 128;
 static_assert(FEATURE_BLOCK % FEATURES == 0, "features are padded to whole tiles");
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
-typedef TileWalk<TOKENS, FEATURES> Tile;
-typedef float Sums[1][TILES_N][4];
+// The tiles of a block in turn: those of all blocks follow each other along the features.
+struct Tile {
+    int first_token, first_feature;
+    int rows, columns;  // tokens and features from one to the next
+
+    __device__ __forceinline__ explicit Tile(const Problem& p) {
+        int count = ceil_div(p.features, FEATURES);
+        first_token = blockIdx.x / count * TOKENS, first_feature = blockIdx.x % count * FEATURES;
+        rows = gridDim.x / count * TOKENS, columns = gridDim.x % count * FEATURES;
+    }
+    __device__ __forceinline__ bool is_within(const Problem& p) const { return first_token < p.tokens; }
+    __device__ __forceinline__ void advance(const Problem& p) {  // without a division
+        first_token += rows, first_feature += columns;
+        if (first_feature >= p.features) first_token += TOKENS, first_feature -= ceil_div(p.features, FEATURES) * FEATURES;
+    }
+};
+typedef float Sums[TILES_N][4];
 
 #if FP8
 typedef float Product;
@@ -38,10 +54,14 @@ typedef float Product;
 typedef int Product;
 #endif
 
-__device__ __forceinline__ void multiply_32(float (&c)[20], const uint32 (&a)[4], uint64 b, int add) { wgmma_e4m3_64x40x32(c, a, b, add); }
-__device__ __forceinline__ void multiply_32(int (&c)[16], const uint32 (&a)[4], uint64 b, int add) { wgmma_s8_64x32x32(c, a, b, add); }
-__device__ __forceinline__ void multiply_scales(float (&c)[20], const uint32 (&a)[4], uint64 b) { wgmma_f16_64x40x16_rows(c, a, b, 0); }
-__device__ __forceinline__ void multiply_scales(float (&c)[16], const uint32 (&a)[4], uint64 b) { wgmma_f16_64x32x16_rows(c, a, b, 0); }
+template <int ADD>
+__device__ __forceinline__ void multiply_32(float (&c)[20], const uint32 (&a)[4], uint64 b) { wgmma_e4m3_64x40x32<ADD>(c, a, b); }
+template <int ADD>
+__device__ __forceinline__ void multiply_32(int (&c)[16], const uint32 (&a)[4], uint64 b) { wgmma_s8_64x32x32<ADD>(c, a, b); }
+template <int ADD>
+__device__ __forceinline__ void multiply_16(float (&c)[20], const uint32 (&a)[4], uint64 b) { wgmma_f16_64x40x16_rows<ADD>(c, a, b); }
+template <int ADD>
+__device__ __forceinline__ void multiply_16(float (&c)[16], const uint32 (&a)[4], uint64 b) { wgmma_f16_64x32x16_rows<ADD>(c, a, b); }
 
 // A stage, in bytes; it starts at a multiple of 1024, as the swizzle of wgmma's operands asks.
 constexpr int CODES = 0, WEIGHTS = TOKENS * CODE_ROW, FEATURE_SCALES = WEIGHTS + FEATURES * WEIGHT_ROW;
@@ -57,10 +77,8 @@ struct Ring {
     __device__ __forceinline__ void advance() {
         if (++slot == STAGES) slot = 0, phase ^= 1;
     }
-    __device__ __forceinline__ void release() const {  // by each warp
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) barrier_arrive(empty + slot * 8);
-    }
+    // By every lane: racecheck does not see what one lane's arrival after __syncwarp, which the compiler drops, says of the others.
+    __device__ __forceinline__ void release() const { barrier_arrive(empty + slot * 8); }
 };
 
 __device__ __forceinline__ void copy_step(const Problem& p, int token, int feature, int step, uint32 stage, uint32 barrier) {
@@ -83,7 +101,7 @@ __device__ __forceinline__ void copy_step(const Problem& p, int token, int featu
 
 __device__ __forceinline__ void produce(const Problem& p, Ring ring) {
     int steps = p.steps() + p.branch_steps;
-    for (Tile tile(p, blockIdx.x); tile.is_within(p); tile.advance(p, gridDim.x)) {
+    for (Tile tile(p); tile.is_within(p); tile.advance(p)) {
         for (int step = 0; step < steps; ++step, ring.advance()) {
             barrier_wait(ring.empty + ring.slot * 8, ring.phase ^ 1);
             copy_step(p, tile.first_token, tile.first_feature, step, ring.stage(), ring.filled + ring.slot * 8);
@@ -128,9 +146,9 @@ struct Products {
     __device__ __forceinline__ void begin(const Fragments& a, const Operands& from, int group, int part) {
         uint64 b = advanced(from.weights, group * GROUP + part * (PART * WEIGHT_ROW));
         wgmma_fence();
-        multiply_32(sums, a.codes[0], b, 0);
-        multiply_32(sums, a.codes[1], advanced(b, 32), 1);
-        multiply_scales(factors, a.scale, advanced(from.feature_scales, part * (PART * SCALE_ROW)));
+        multiply_32<0>(sums, a.codes[0], b);
+        multiply_32<1>(sums, a.codes[1], advanced(b, 32));
+        multiply_16<0>(factors, a.scale, advanced(from.feature_scales, part * (PART * SCALE_ROW)));
         wgmma_commit();
     }
     __device__ __forceinline__ void add_to(Sums& total, int part) {
@@ -138,17 +156,11 @@ struct Products {
         pin(factors);
 #pragma unroll
         for (int i = 0; i < PART / 2; ++i) {
-            float& sum = total[0][part * (PART / 8) + i / 4][i % 4];
+            float& sum = total[part * (PART / 8) + i / 4][i % 4];
             sum = __fmaf_rn(float(sums[i]), factors[i], sum);
         }
     }
 };
-
-// Lets the next warpgroup begin, once.
-__device__ __forceinline__ void start(int& follower) {
-    if (follower > 0) asm volatile("bar.arrive %0, 256;" ::"r"(follower) : "memory");
-    follower = 0;
-}
 
 // Two groups, or the last one.
 template <int GROUPS>
@@ -168,59 +180,148 @@ __device__ __forceinline__ void multiply_step(Sums& total, const Ring& ring) {
     ring.release();
 }
 
-__device__ __forceinline__ void multiply_tile(const Problem& p, Sums& total, Ring& ring, int& follower) {
-    int whole = p.groups / STEP;
+__device__ __forceinline__ void multiply_tile(const Problem& p, Sums& total, Ring& ring) {
 #pragma unroll 1
-    for (int step = 0; step < whole; ++step, ring.advance()) {
-        multiply_step<STEP>(total, ring);
-        start(follower);
-    }
+    for (int step = 0; step < p.groups / STEP; ++step, ring.advance()) multiply_step<STEP>(total, ring);
     if (p.groups % STEP != 0) {
         multiply_step<1>(total, ring);
-        start(follower);
         ring.advance();
     }
 }
 
-__device__ __forceinline__ void multiply_branch(Sums& total, uint32 stage) {
+// total = total * unit + the product of 32 ranks of the branch.
+__device__ __forceinline__ void add_branch(Sums& total, uint32 stage, float unit) {
     int self = threadIdx.x;
-    uint32 hidden = stage + CODES + place_64(self / 32 * 16 + self % 16, self % 32 / 16);
-    uint32 up = stage + WEIGHTS + place_64(self % 8 + self % 32 / 16 * 8, self / 8 % 2);
+    uint32 hidden = stage + CODES + place_64(self / 32 * 16 + self % 16, self % 32 / 16), a[2][4];
+    uint64 up = matrix_descriptor_64(stage + WEIGHTS, 8 * BRANCH_ROW);
+    load_matrices(a[0], hidden);
+    load_matrices(a[1], hidden ^ 32);
 #pragma unroll
-    for (int part = 0; part < RANKS / 16; ++part) {
-        uint32 a[4];
-        load_matrices(a, hidden ^ (part * 32));
+    for (int part = 0; part < PARTS; ++part) {
+        float sums[PART / 2];
+        uint64 b = advanced(up, part * (PART * BRANCH_ROW));
+        wgmma_fence();
+        multiply_16<0>(sums, a[0], b);
+        multiply_16<1>(sums, a[1], advanced(b, 32));
+        wgmma_commit();
+        wgmma_wait<0>();
+        pin(sums);
 #pragma unroll
-        for (int pair = 0; pair < TILES_N / 2; ++pair) {
-            uint32 b[4];
-            load_matrices(b, (up ^ (part * 32)) + pair * 16 * BRANCH_ROW);
-            mma_f16(total[0][pair * 2], a, b[0], b[1]);
-            mma_f16(total[0][pair * 2 + 1], a, b[2], b[3]);
+        for (int i = 0; i < PART / 2; ++i) {
+            float& sum = total[part * (PART / 8) + i / 4][i % 4];
+            sum = __fmaf_rn(sum, unit, sums[i]);
         }
     }
 }
 
-__device__ __forceinline__ void consume(const Problem& p, Ring ring, int warpgroup) {
+constexpr int WIDE = 8;  // neighbouring features of a lane (feature_row), of the sums of four times eight columns
+
+// The bias of a lane's features, two float16 a word.
+__device__ __forceinline__ void load_wide_bias(const Problem& p, uint32 (&bias)[TILES_N], int feature) {
+    if (p.features % WIDE == 0) {
+#pragma unroll
+        for (int n = 0; n < TILES_N; n += 4) {
+            const half_bits* from = p.bias + min(feature + n * 8, p.features - WIDE);
+            asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];"
+                         : "=r"(bias[n]), "=r"(bias[n + 1]), "=r"(bias[n + 2]), "=r"(bias[n + 3]) : "l"(from));
+        }
+    } else {
+        int last = p.features - 1;
+#pragma unroll
+        for (int n = 0; n < TILES_N; ++n) {
+            int first = feature + n / 4 * 32 + n % 4 * 2;
+            bias[n] = pack_halves(p.bias[min(first, last)], p.bias[min(first + 1, last)]);
+        }
+    }
+}
+
+// To the output, from `place` on: y gated and added to the residual, or as float16. Only so many are within the features;
+// WHOLE: all, and in pieces of 16 bytes.
+template <bool WHOLE>
+__device__ __forceinline__ void store_wide_gated(const Problem& p, const float (&y)[WIDE], int64 place, int64 gates, int valid) {
+    float* output = static_cast<float*>(p.output) + place;
+    if (WHOLE) {
+#pragma unroll
+        for (int i = 0; i < WIDE; i += 4) {
+            float4 gate = *reinterpret_cast<const float4*>(p.gate + gates + i), old = *reinterpret_cast<const float4*>(p.residual + place + i);
+            *reinterpret_cast<float4*>(output + i) = {__fmaf_rn(gate.x, y[i], old.x), __fmaf_rn(gate.y, y[i + 1], old.y),
+                                                      __fmaf_rn(gate.z, y[i + 2], old.z), __fmaf_rn(gate.w, y[i + 3], old.w)};
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < WIDE; ++i)
+            if (i < valid) output[i] = __fmaf_rn(p.gate[gates + i], y[i], p.residual[place + i]);
+    }
+}
+
+template <bool WHOLE>
+__device__ __forceinline__ void store_wide(const Problem& p, const float (&y)[WIDE], int64 place, int valid) {
+    half_bits* output = static_cast<half_bits*>(p.output) + place;
+    uint32 words[WIDE / 2];
+#pragma unroll
+    for (int i = 0; i < WIDE / 2; ++i) words[i] = floats_to_half2(y[2 * i], y[2 * i + 1]);
+    if (WHOLE) {
+        asm volatile("{\n.reg .pred p;\nsetp.gt.s32 p, %5, 0;\n@p st.global.v4.u32 [%0], {%1,%2,%3,%4};\n}"
+                     ::"l"(output), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]), "r"(valid) : "memory");
+    } else {
+#pragma unroll
+        for (int i = 0; i < WIDE; ++i)
+            if (i < valid) output[i] = half_bits(words[i / 2] >> (i % 2 * 16));
+    }
+}
+
+// From sums to the output. `token`, `feature`: the lane's first ones. EPILOGUE: the problem's, if it is known here.
+constexpr int ANY = -1;
+template <bool WHOLE, int EPILOGUE>
+__device__ __forceinline__ void finish_as(const Problem& p, const Sums& total, const uint32 (&bias)[TILES_N], int token, int feature) {
+    const int epilogue = EPILOGUE == ANY ? p.epilogue : EPILOGUE;
+#pragma unroll
+    for (int n = 0; n < TILES_N; n += 4) {
+        int first = feature + n * 8;
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            float y[WIDE];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                y[2 * i] = total[n + i][2 * row] + low_float(bias[n + i]);
+                y[2 * i + 1] = total[n + i][2 * row + 1] + high_float(bias[n + i]);
+            }
+            pin(y);  // else the compiler computes all first, and stores it then
+            if (epilogue == GELU) {
+#pragma unroll
+                for (int i = 0; i < WIDE; i += 2) gelu(y[i], y[i + 1]);
+            }
+            int at = token + 8 * row, valid = at < p.tokens ? p.features - first : 0;
+            int64 place = int64(at) * p.features + first;
+            if (epilogue != GATED) store_wide<WHOLE>(p, y, place, valid);
+            else if (valid > 0) store_wide_gated<WHOLE>(p, y, place, int64(at / p.tokens_per_gate) * p.features + first, valid);
+        }
+    }
+}
+
+__device__ __forceinline__ void finish_wide(const Problem& p, const Sums& total, const uint32 (&bias)[TILES_N], int token, int feature) {
+    if (p.features % WIDE != 0) return finish_as<false, ANY>(p, total, bias, token, feature);
+    if (p.epilogue == GATED) return finish_as<true, GATED>(p, total, bias, token, feature);
+    if (p.epilogue == GELU) return finish_as<true, GELU>(p, total, bias, token, feature);
+    finish_as<true, NONE>(p, total, bias, token, feature);
+}
+
+__device__ __forceinline__ void consume(const Problem& p, Ring ring) {
     int self = threadIdx.x;
-    // Warpgroups start a step apart, so that one finishes a tile while the others multiply.
-    int follower = warpgroup + 1 < WARPGROUPS ? warpgroup + 1 : 0;
-    if (warpgroup > 0) named_barrier(warpgroup, 256);
-    for (Tile tile(p, blockIdx.x); tile.is_within(p); tile.advance(p, gridDim.x)) {
+    for (Tile tile(p); tile.is_within(p); tile.advance(p)) {
         Sums total = {};
-        multiply_tile(p, total, ring, follower);
-#pragma unroll
-        for (int n = 0; n < TILES_N; ++n)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) total[0][n][i] *= UNIT;
+        multiply_tile(p, total, ring);
+        int feature = tile.first_feature + self % 4 * WIDE, token = tile.first_token + self / 32 * 16 + self % 32 / 4;
+        uint32 bias[TILES_N];
+        load_wide_bias(p, bias, feature);
+        float unit = UNIT;  // of the sums; the branch's are whole
 #pragma unroll 1
-        for (int step = 0; step < p.branch_steps; ++step, ring.advance()) {
+        for (int step = 0; step < p.branch_steps; ++step, ring.advance(), unit = 1.0f) {
             barrier_wait(ring.filled + ring.slot * 8, ring.phase);
-            multiply_branch(total, ring.stage());
+            add_branch(total, ring.stage(), unit);
             ring.release();
         }
-        uint32 bias[TILES_N];
-        load_bias(p, bias, tile.first_feature, self % 4);
-        finish(p, total, bias, tile.first_token + self / 32 * 16 + self % 32 / 4, tile.first_feature, self % 4);
+        finish_wide(p, total, bias, token, feature);
     }
 }
 #endif
@@ -237,7 +338,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) linear(
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; ++i) {
             barrier_init(ring.filled + i * 8, 1);
-            barrier_init(ring.empty + i * 8, WARPGROUPS * 4);
+            barrier_init(ring.empty + i * 8, WARPGROUPS * 128);
         }
         fence_shared_for_async();
     }
@@ -251,7 +352,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) linear(
         if (threadIdx.x == WARPGROUPS * 128) produce(p, ring);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
-        consume(p, ring, warpgroup);
+        consume(p, ring);
     }
 #endif
 }

@@ -35,9 +35,9 @@ struct TileWalk {
 
 // x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2 of two numbers, with one division for both.
 __device__ __forceinline__ void gelu(float& a, float& b) {
-    const float outer = -2.302208198f, inner = 0.044715f;  // -2 * sqrt(2 / pi) * log2(e)
-    float ea = 1.0f + exp2_approx(fminf(outer * a * (1.0f + inner * a * a), 60.0f));
-    float eb = 1.0f + exp2_approx(fminf(outer * b * (1.0f + inner * b * b), 60.0f));
+    const float outer = -2.302208198f, inner = 0.044715f * outer;  // -2 * sqrt(2 / pi) * log2(e)
+    float ea = 1.0f + exp2_approx(fminf(a * (outer + inner * (a * a)), 60.0f));
+    float eb = 1.0f + exp2_approx(fminf(b * (outer + inner * (b * b)), 60.0f));
     float inverse;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(ea * eb));
     float of_a = a * (eb * inverse);

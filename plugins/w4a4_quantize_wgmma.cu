@@ -70,7 +70,7 @@ __device__ __forceinline__ void store_wide(uint8* rows, int feature, int piece, 
 #pragma unroll
         for (int j = 0; j < 4; ++j)
             v[j] = FP8 ? codes_to_fp8(packed[j] >> (odd * 4)) : (odd ? packed[j] : packed[j] << 4) & 0xf0f0f0f0u;
-        store_16(rows + place_128(feature, piece % 4 * 2 + odd), v[0], v[1], v[2], v[3]);
+        store_16(rows + place_128(feature_row(feature), piece % 4 * 2 + odd), v[0], v[1], v[2], v[3]);
     }
 }
 
@@ -112,7 +112,7 @@ __device__ __forceinline__ void turn_up(const Quantization& q, int self, int thr
                 if (first + j < q.rank) v[j / 2] |= uint32(from[j]) << (j % 2 * 16);
         }
         uint8* rows = q.up + int64(first / RANKS) * padded * BRANCH_ROW;
-        store_16(rows + place_64(feature, column / 8), v[0], v[1], v[2], v[3]);
+        store_16(rows + place_64(feature_row(feature), column / 8), v[0], v[1], v[2], v[3]);
     }
 }
 
@@ -134,7 +134,7 @@ __device__ __forceinline__ void turn_feature_scales(const Quantization& q, int s
             }
 #pragma unroll
             for (int i = 0; i < UNDER_WAY; ++i) {
-                uint8* row = target + int64(feature + i * rows) * SCALE_ROW;
+                uint8* row = target + int64(feature_row(feature + i * rows)) * SCALE_ROW;
                 if (feature + i * rows >= padded) break;
 #pragma unroll
                 for (int j = 0; j < SCALE_ROW; j += 16) store_16(row + j, both[i], both[i], both[i], both[i]);

@@ -17,6 +17,11 @@ __device__ __forceinline__ uint64 matrix_descriptor_32(uint32 address, uint32 st
     return uint64((address & 0x3ffff) >> 4) | (uint64(1) << 16) | (uint64(stride_offset >> 4) << 32) | (uint64(3) << 62);
 }
 
+// The same for rows of 64 bytes: piece p of row r lies at p ^ (r / 2 % 4).
+__device__ __forceinline__ uint64 matrix_descriptor_64(uint32 address, uint32 stride_offset) {
+    return uint64((address & 0x3ffff) >> 4) | (uint64(1) << 16) | (uint64(stride_offset >> 4) << 32) | (uint64(2) << 62);
+}
+
 // The descriptor of a place so many bytes further. No carry leaves the low half, and half the instructions are saved.
 __device__ __forceinline__ uint64 advanced(uint64 descriptor, int bytes) {
     return (descriptor & 0xffffffff00000000ull) | uint32(uint32(descriptor) + (bytes >> 4));
@@ -137,8 +142,11 @@ __device__ __forceinline__ void wgmma_f16_64x32x16(float (&c)[16], uint64 a, uin
         : "l"(a), "l"(b), "r"(add));
 }
 
+// In what follows ADD is a constant, so that the compiler leaves c out of a product that does not add.
+
 // c (+)= A B^T with FP8 (e4m3) A [64, 32] in registers and B [40, 32] in shared memory, rows of the summed dimension.
-__device__ __forceinline__ void wgmma_e4m3_64x40x32(float (&c)[20], const uint32 (&a)[4], uint64 b, int add) {
+template <int ADD>
+__device__ __forceinline__ void wgmma_e4m3_64x40x32(float (&c)[20], const uint32 (&a)[4], uint64 b) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %25, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n40k32.f32.e4m3.e4m3 {"
@@ -148,11 +156,12 @@ __device__ __forceinline__ void wgmma_e4m3_64x40x32(float (&c)[20], const uint32
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
           "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]),
           "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(ADD));
 }
 
 // c (+)= A B^T with float16 A [64, 16] in registers and B [40, 16] in shared memory, rows of the summed dimension.
-__device__ __forceinline__ void wgmma_f16_64x40x16_rows(float (&c)[20], const uint32 (&a)[4], uint64 b, int add) {
+template <int ADD>
+__device__ __forceinline__ void wgmma_f16_64x40x16_rows(float (&c)[20], const uint32 (&a)[4], uint64 b) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %25, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n40k16.f32.f16.f16 {"
@@ -162,11 +171,12 @@ __device__ __forceinline__ void wgmma_f16_64x40x16_rows(float (&c)[20], const ui
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
           "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]),
           "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(ADD));
 }
 
 // c (+)= A B^T with int8 A [64, 32] in registers and B [32, 32] in shared memory.
-__device__ __forceinline__ void wgmma_s8_64x32x32(int (&c)[16], const uint32 (&a)[4], uint64 b, int add) {
+template <int ADD>
+__device__ __forceinline__ void wgmma_s8_64x32x32(int (&c)[16], const uint32 (&a)[4], uint64 b) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n32k32.s32.s8.s8 {"
@@ -174,11 +184,12 @@ __device__ __forceinline__ void wgmma_s8_64x32x32(int (&c)[16], const uint32 (&a
         "}, {%16, %17, %18, %19}, %20, p;\n}\n"
         : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]), "+r"(c[4]), "+r"(c[5]), "+r"(c[6]), "+r"(c[7]),
           "+r"(c[8]), "+r"(c[9]), "+r"(c[10]), "+r"(c[11]), "+r"(c[12]), "+r"(c[13]), "+r"(c[14]), "+r"(c[15])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(ADD));
 }
 
 // c (+)= A B^T with float16 A [64, 16] in registers and B [32, 16] in shared memory, rows of the summed dimension.
-__device__ __forceinline__ void wgmma_f16_64x32x16_rows(float (&c)[16], const uint32 (&a)[4], uint64 b, int add) {
+template <int ADD>
+__device__ __forceinline__ void wgmma_f16_64x32x16_rows(float (&c)[16], const uint32 (&a)[4], uint64 b) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {"
@@ -186,7 +197,7 @@ __device__ __forceinline__ void wgmma_f16_64x32x16_rows(float (&c)[16], const ui
         "}, {%16, %17, %18, %19}, %20, p, 1, 1, 0;\n}\n"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
           "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(ADD));
 }
 
 __device__ __forceinline__ void fence_shared_for_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
