@@ -9,7 +9,7 @@
 // and g+24. With the numbers of a group in that order, registers are the fragments of the product, so x is read once.
 //
 // Other warps bring the layer's constants into the form that the second half takes. They wait for memory most of the
-// time, and so cost those with tokens little.
+// time, and so cost those with tokens little. A layer that is called often has it done once, by a launch without tokens.
 #define INT8 1
 #define WGMMA 1
 #include "w4a4_round.cuh"
@@ -42,7 +42,7 @@ struct Quantization {
     const half_bits* pre_scale;       // [groups * 64]
     const half_bits* shift;           // [groups * 64]
     const half_bits* low_rank_down;   // [rank, groups * 64]
-    const uint8* weights;             // [features, groups * 32]
+    const uint8* weights;             // [features, groups * 32]; null: the constants are there already
     const half_bits* feature_scales;  // [features, groups]
     const half_bits* low_rank_up;     // [features, rank]
     uint8* codes;             // [steps, token_stride, CODE_ROW]
@@ -326,7 +326,7 @@ __device__ __forceinline__ void quantize(const Quantization& q) {
         }
     } else {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Roles::OTHERS));
-        if (blockIdx.y == 0) prepare_constants<Roles::PREPARING, Roles::UNDER_WAY>(q);  // blocks of further ranks have the same
+        if (blockIdx.y == 0 && q.weights) prepare_constants<Roles::PREPARING, Roles::UNDER_WAY>(q);  // blocks of further ranks have the same
     }
 }
 

@@ -1,6 +1,7 @@
 """``rtgen::W4A4Linear`` beside cuBLAS: the INT8 product alone (``torch._int_mm``), and the BF16 product.
 
-Ours is the whole layer: quantization of the activations, product, scales, low-rank branch of rank 32, bias, GELU.
+Ours is the whole layer: quantization of the activations, product, scales, low-rank branch of rank 32, bias, GELU. What
+depends on the weights alone is prepared once, as backends do when they load a layer.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def _times(width: int, features: int, repeats: int) -> list[float]:
     """Microseconds of a call: W4A4Linear, INT8 product, BF16 product."""
     import torch
 
-    from rtgen.plugins.w4a4_linear import torch_op
+    from rtgen.plugins.w4a4_linear import prepared_constants, torch_op
     from rtgen.plugins.w4a4_linear_kernel import GELU
 
     op = torch_op()
@@ -60,7 +61,7 @@ def _times(width: int, features: int, repeats: int) -> list[float]:
         a = torch.randint(-128, 128, (TOKENS, width), dtype=torch.int8, device="cuda")
         b = torch.randint(-128, 128, (features, width), dtype=torch.int8, device="cuda")
         x, w = layer[0][0].bfloat16(), torch.randn(features, width, device="cuda").bfloat16()
-        calls[0].append(partial(op, *layer, 0, GELU))
+        calls[0].append(partial(op, *layer, 0, GELU, prepared_constants(layer[1:])))
         calls[1].append(partial(torch._int_mm, a, b.t()))
         calls[2].append(partial(torch.matmul, x, w.t()))
     graphs = [_graph(group) for group in calls]

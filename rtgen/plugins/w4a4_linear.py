@@ -33,6 +33,7 @@ et al., 2024, arXiv:2404.00456), the shift Outlier Suppression+ (Wei et al., 202
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -164,7 +165,7 @@ def torch_op() -> Callable[..., Tensor]:
     import torch
 
     tensors = ", ".join(f"Tensor {name}" for name in PLUGIN.inputs)
-    schema = f"({tensors}, int rotate=0, int epilogue=0) -> Tensor"
+    schema = f"({tensors}, int rotate=0, int epilogue=0, Tensor? constants=None) -> Tensor"
 
     @torch.library.custom_op("rtgen::w4a4_linear", mutates_args=(), schema=schema)
     def w4a4_linear(
@@ -178,6 +179,7 @@ def torch_op() -> Callable[..., Tensor]:
         bias: Tensor,
         rotate: int = 0,
         epilogue: int = 0,
+        constants: Tensor | None = None,
     ) -> Tensor:
         tensors = (x, codes, scales, pre_scale, shift, low_rank_down, low_rank_up, bias)
         _check(*tensors, rotate)
@@ -185,12 +187,13 @@ def torch_op() -> Callable[..., Tensor]:
             raise ValueError(f"epilogue is {NONE} or {GELU}, not {epilogue}")
         if x.is_cuda:
             output = x.new_empty((*x.shape[:-1], codes.shape[0]))
-            launch_on_torch(PLUGIN, _packed(tensors), (output,), {"rotate": rotate, "epilogue": epilogue})
+            plugin = with_constants(PLUGIN, constants)
+            launch_on_torch(plugin, _packed(tensors), (output,), {"rotate": rotate, "epilogue": epilogue})
             return output
         return finish_linear(linear_sums(*tensors, rotate), epilogue)
 
     @w4a4_linear.register_fake
-    def _(x: Any, codes: Any, *rest: Any, rotate: int = 0, epilogue: int = 0) -> Any:
+    def _(x: Any, codes: Any, *rest: Any, rotate: int = 0, epilogue: int = 0, constants: Any = None) -> Any:
         return x.new_empty((*x.shape[:-1], codes.shape[0]))
 
     return w4a4_linear
@@ -202,7 +205,7 @@ def gated_torch_op() -> Callable[..., Tensor]:
     import torch
 
     tensors = ", ".join(f"Tensor {name}" for name in GATED.inputs)
-    schema = f"({tensors}, int rotate=0) -> Tensor"
+    schema = f"({tensors}, int rotate=0, Tensor? constants=None) -> Tensor"
 
     @torch.library.custom_op("rtgen::w4a4_linear_gated", mutates_args=(), schema=schema)
     def w4a4_linear_gated(
@@ -217,22 +220,59 @@ def gated_torch_op() -> Callable[..., Tensor]:
         gate: Tensor,
         residual: Tensor,
         rotate: int = 0,
+        constants: Tensor | None = None,
     ) -> Tensor:
         tensors = (x, codes, scales, pre_scale, shift, low_rank_down, low_rank_up, bias)
         _check(*tensors, rotate)
         _check_gated(x, codes, gate, residual)
         if x.is_cuda:
             output = torch.empty_like(residual, memory_format=torch.contiguous_format)
-            launch_on_torch(GATED, _packed((*tensors, gate, residual)), (output,), {"rotate": rotate})
+            launch_on_torch(
+                with_constants(GATED, constants), _packed((*tensors, gate, residual)), (output,), {"rotate": rotate}
+            )
             return output
         return finish_gated(linear_sums(*tensors, rotate), gate, residual)
 
     @w4a4_linear_gated.register_fake
-    def _(x: Any, codes: Any, *rest: Any, rotate: int = 0) -> Any:
+    def _(x: Any, codes: Any, *rest: Any, rotate: int = 0, constants: Any = None) -> Any:
         residual = rest[7]
         return residual.new_empty(residual.shape)
 
     return w4a4_linear_gated
+
+
+def prepared_constants(tensors: Sequence[Tensor]) -> Tensor | None:
+    """What the torch ops take as ``constants``, for a layer that is called often: its weights, their scales and
+    ``low_rank_up`` in the form of the kernels, uint8 [bytes]. ``tensors`` are the operator's inputs from ``codes`` to
+    ``bias``. None where no form of their own is needed: on the processor, and on all GPUs but Hopper.
+    """
+    import torch
+
+    from rtgen.plugins.loader import current_kernels
+    from rtgen.plugins.torch_launch import views
+
+    codes, scales, pre_scale, shift, down, up, bias = tensors
+    x = scales.new_empty((1, 0, 2 * codes.shape[1]))
+    _check(x, codes, scales, pre_scale, shift, down, up, bias, 0)
+    if not codes.is_cuda:
+        return None
+    capability = "{}.{}".format(*torch.cuda.get_device_capability())
+    kernel, packed = W4A4LinearKernel(), _packed((x, *tensors))
+    size = kernel.constants_bytes([tuple(tensor.shape) for tensor in packed], capability)
+    if not size:
+        return None
+    constants = torch.empty(size, dtype=torch.uint8, device=codes.device)
+    kernels = current_kernels(kernel.sources({}, capability))
+    kernel.prepare(kernels, torch.cuda.current_stream().cuda_stream, views(packed), constants.data_ptr())
+    return constants
+
+
+def with_constants(plugin: Plugin, constants: Tensor | None) -> Plugin:
+    """The plugin with a kernel that finds a layer's constants prepared."""
+    if constants is None:
+        return plugin
+    assert isinstance(plugin.kernel, W4A4LinearKernel)
+    return replace(plugin, kernel=replace(plugin.kernel, constants=constants.data_ptr()))
 
 
 def _packed(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from rtgen.plugins.base import Attributes, KernelSource, Shape, TensorView, scratch_places
 
 if TYPE_CHECKING:
-    from rtgen.plugins.loader import LoadedKernels
+    from rtgen.plugins.loader import LoadedKernels, Pointer
 
 GROUP: Final = 64
 
@@ -166,6 +166,20 @@ class Scratch:
     size: int
 
 
+@dataclass(frozen=True)
+class Place:
+    """A workspace and where its parts are."""
+
+    address: int
+    parts: Scratch
+
+    def of(self, part: str) -> Pointer:
+        """The address of a part of :class:`Scratch`."""
+        from rtgen.plugins.loader import Pointer
+
+        return Pointer(self.address + getattr(self.parts, part))
+
+
 def scratch(path: Path, tokens: int, features: int, width: int, rank: int) -> Scratch:
     """The workspace of a layer."""
     rows, columns = _padded(tokens, path.token_block), _padded(features, path.feature_block)
@@ -188,11 +202,17 @@ def padded_rank(rank: int) -> int:
 
 @dataclass(frozen=True)
 class W4A4LinearKernel:
-    """Of W4A4Linear, and of W4A4LinearGated, which has the inputs gate and residual besides."""
+    """Of W4A4Linear, and of W4A4LinearGated, which has the inputs gate and residual besides.
+
+    On Hopper the second kernel takes weights, their scales and ``low_rank_up`` in a form of its own. A launch makes it
+    in the workspace, unless :meth:`prepare` has made it before.
+    """
 
     gated: bool = False
     path: Path | None = None
     """None: the GPU's."""
+    constants: int = 0
+    """Address of what :meth:`prepare` made; 0: each launch makes it."""
 
     def sources(self, attributes: Attributes, compute_capability: str) -> tuple[KernelSource, ...]:
         path = self._path(compute_capability)
@@ -200,7 +220,22 @@ class W4A4LinearKernel:
 
     def workspace(self, inputs: Sequence[Shape], attributes: Attributes, compute_capability: str) -> int:
         *leading, width = inputs[0]
-        return scratch(self._path(compute_capability), prod(leading), inputs[1][0], width, inputs[5][0]).size
+        features = 0 if self.constants else inputs[1][0]
+        return scratch(self._path(compute_capability), prod(leading), features, width, inputs[5][0]).size
+
+    def constants_bytes(self, inputs: Sequence[Shape], compute_capability: str) -> int:
+        """What :meth:`prepare` fills for inputs of these shapes; 0 on GPUs where nothing is prepared."""
+        path = self._path(compute_capability)
+        if not path.weight_row or not inputs[1][0]:
+            return 0
+        return scratch(path, 0, inputs[1][0], inputs[0][-1], inputs[5][0]).size
+
+    def prepare(self, kernels: LoadedKernels, stream: int, inputs: Sequence[TensorView], constants: int) -> None:
+        """Put the constants of a layer, of ``inputs`` but x, into the form of the second kernel, at ``constants``."""
+        path = self._path(kernels.compute_capability)
+        features, rank, width = inputs[1].shape[0], inputs[5].shape[0], inputs[0].shape[-1]
+        place = Place(constants, scratch(path, 0, features, width, rank))
+        self._quantize(kernels, stream, path, 0, inputs, place, place, {"rotate": 0})
 
     def launch(
         self,
@@ -217,43 +252,63 @@ class W4A4LinearKernel:
         tokens, features, rank, groups = prod(leading), inputs[1].shape[0], inputs[5].shape[0], width // GROUP
         if not tokens or not features:
             return
-        x, weights, feature_scales, pre_scale, shift, down, up, bias = (Pointer(view.address) for view in inputs[:8])
-        path = self._path(kernels.compute_capability)
-        quantize = path.quantize
-        at = scratch(path, tokens, features, width, rank)
-        parts = (at.codes, at.token_scales, at.hidden, at.feature_scales, at.wide_weights, at.up)
-        codes, token_scales, hidden, turned, wide, up_rows = (Pointer(workspace + offset) for offset in parts)
-        branch_steps, token_stride = padded_rank(rank) // _RANKS, _padded(tokens, path.token_block)
-        count = kernels.multiprocessors
-        blocks, further = quantize.grid(tokens, count)
-        constants, made = [feature_scales], [codes, token_scales, hidden, turned]
-        if path.weight_row:
-            constants, made = [weights, feature_scales, up], [*made, wide, up_rows]
-        kernels.launch(
-            stream,
-            path.quantize_source(),
-            "quantize_rotated" if attributes["rotate"] else "quantize_plain",
-            (blocks, branch_steps),
-            quantize.threads,
-            *(x, pre_scale, shift, down, *constants, *made),
-            *(tokens, features, groups, rank, token_stride, *further),
-            shared=quantize.shared,
-            overlap=path.overlap,
-        )
+        path, count = self._path(kernels.compute_capability), kernels.multiprocessors
+        made = kept = Place(workspace, scratch(path, tokens, 0 if self.constants else features, width, rank))
+        if self.constants:
+            kept = Place(self.constants, scratch(path, 0, features, width, rank))
+        self._quantize(kernels, stream, path, tokens, inputs, made, kept, attributes)
         tile = min(tiles(path, kernels.compute_capability), key=lambda tile: tile.cost(tokens, features, count))
+        weights, up, bias = (Pointer(inputs[number].address) for number in (1, 6, 7))
+        if path.weight_row:
+            weights, up = kept.of("wide_weights"), kept.of("up")
         gate, residual = (Pointer(view.address) for view in inputs[8:]) if self.gated else (Pointer(0), Pointer(0))
         tokens_per_gate = tokens // prod(inputs[8].shape[:-1]) if self.gated else 1
-        weights, up = (wide, up_rows) if path.weight_row else (weights, up)
         kernels.launch(
             stream,
             tile.source,
             "linear",
             (min(tile.count(tokens, features), tile.blocks(count)),),
             tile.threads,
-            *(codes, token_scales, hidden, weights, turned, up, bias, gate, residual, Pointer(outputs[0].address)),
-            *(tokens, features, groups, rank, branch_steps, token_stride),
+            *(made.of("codes"), made.of("token_scales"), made.of("hidden")),
+            *(weights, kept.of("feature_scales"), up, bias),
+            *(gate, residual, Pointer(outputs[0].address)),
+            *(tokens, features, groups, rank, padded_rank(rank) // _RANKS, _padded(tokens, path.token_block)),
             *(tokens_per_gate, GATED if self.gated else int(attributes["epilogue"])),
             shared=tile.shared,
+            overlap=path.overlap,
+        )
+
+    def _quantize(
+        self,
+        kernels: LoadedKernels,
+        stream: int,
+        path: Path,
+        tokens: int,
+        inputs: Sequence[TensorView],
+        made: Place,
+        kept: Place,
+        attributes: Attributes,
+    ) -> None:
+        """The first kernel: tokens into ``made``, and constants into ``kept`` unless they are there already."""
+        from rtgen.plugins.loader import Pointer
+
+        x, weights, feature_scales, pre_scale, shift, down, up = (Pointer(view.address) for view in inputs[:7])
+        features, rank, groups = inputs[1].shape[0], inputs[5].shape[0], inputs[0].shape[-1] // GROUP
+        blocks, further = path.quantize.grid(tokens, kernels.multiprocessors)
+        constants = [feature_scales]
+        results = [made.of("codes"), made.of("token_scales"), made.of("hidden"), kept.of("feature_scales")]
+        if path.weight_row:
+            constants = [Pointer(0) if self.constants else weights, feature_scales, up]
+            results += [kept.of("wide_weights"), kept.of("up")]
+        kernels.launch(
+            stream,
+            path.quantize_source(),
+            "quantize_rotated" if attributes["rotate"] else "quantize_plain",
+            (blocks, padded_rank(rank) // _RANKS),
+            path.quantize.threads,
+            *(x, pre_scale, shift, down, *constants, *results),
+            *(tokens, features, groups, rank, _padded(tokens, path.token_block), *further),
+            shared=path.quantize.shared,
             overlap=path.overlap,
         )
 

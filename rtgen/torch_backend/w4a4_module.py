@@ -36,8 +36,12 @@ class W4A4Module(nn.Module):
         for name, tensor in (none | dict(parts) | {"codes": codes}).items():
             if name in _INPUTS:
                 self.register_buffer(name, tensor)
+        self.register_buffer("constants", w4a4_linear.prepared_constants(self._parts()), persistent=False)
         self._operator = w4a4_linear.torch_op()
 
+    def _parts(self) -> list[Tensor]:
+        return [getattr(self, name) for name in _INPUTS]
+
     def forward(self, x: Tensor) -> Tensor:
-        parts = (getattr(self, name) for name in _INPUTS)
-        return self._operator(x.to(torch.float16).contiguous(), *parts, rotate=self.rotated).to(x.dtype)
+        half = x.to(torch.float16).contiguous()
+        return self._operator(half, *self._parts(), rotate=self.rotated, constants=self.constants).to(x.dtype)

@@ -234,6 +234,21 @@ def test_torch_ops_launch_the_kernels_and_graphs_replay_them():
     assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
 
 
+@pytest.mark.parametrize("rotate", [0, 1])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_with_prepared_constants_the_bits_are_the_same(shape, rotate):
+    made = layer(*shape)
+    constants = w4a4.prepared_constants(made.tensors[1:])
+    assert (constants is not None) == (torch.cuda.get_device_capability() == (9, 0))
+    linear, gated = w4a4.torch_op(), w4a4.gated_torch_op()
+    wanted = linear(*made.tensors, rotate, GELU), gated(*made.gated, rotate)
+    found = linear(*made.tensors, rotate, GELU, constants), gated(*made.gated, rotate, constants)
+    assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+    # Prepared and used without a pause, which is how a captured graph could begin.
+    soon = linear(*made.tensors, rotate, GELU, w4a4.prepared_constants(made.tensors[1:]))
+    assert torch.equal(soon, wanted[0])
+
+
 def test_layers_in_a_row_wait_for_each_other():
     """On Hopper a kernel starts before the one ahead of it has ended; the second layer reads what the first wrote."""
     first, second = layer(1000, 512, 1536, 32), layer(1000, 1536, 512, 32, seed=1)

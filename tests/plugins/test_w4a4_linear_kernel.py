@@ -1,6 +1,7 @@
 """Kernels of W4A4Linear: what is launched fits the sources and the memory, and they compile without spills."""
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -126,6 +127,45 @@ def test_parts_of_the_scratch_memory_are_apart_and_hold_every_tile(
     assert places[0][0] == SCRATCH and places[-1][1] <= SCRATCH + room
     assert all(first[1] <= second[0] and second[0] % 256 == 0 for first, second in pairwise(places))
     assert PLUGIN.kernel.workspace(shapes_of(tokens + 1, groups * 64, features, rank)[:8], {}, capability) >= room
+
+
+@given(
+    multiprocessors=st.integers(1, 250),
+    tokens=st.integers(1, 9000),
+    groups=st.integers(1, 150),
+    features=st.integers(1, 9000),
+    rank=st.integers(0, 70),
+)
+def test_constants_are_prepared_where_the_layer_then_finds_them(multiprocessors, tokens, groups, features, rank):
+    shapes = shapes_of(tokens, groups * 64, features, rank)[:8]
+    inputs = [TensorView(ADDRESS + number, shape, "float16") for number, shape in enumerate(shapes)]
+    kept = 1 << 45
+    kernel = W4A4LinearKernel()
+    size = kernel.constants_bytes(shapes, "9.0")
+    prepared, called = Recorder("9.0", multiprocessors), Recorder("9.0", multiprocessors)
+    kernel.prepare(prepared, 7, inputs, kept)
+    kernel = replace(kernel, constants=kept)
+    kernel.launch(called, 7, inputs, inputs[:1], SCRATCH, {"rotate": 1, "epilogue": 0})
+
+    def given_to(call):
+        return {name: value for (_, name), value in zip(parameters(*call[:2]), call[4], strict=True)}
+
+    (once,), (first, second) = map(given_to, prepared.calls), map(given_to, called.calls)
+    assert (once["tokens"], once["weights"], first["weights"]) == (0, ADDRESS + 1, 0)
+    columns = -(-features // HOPPER_FP8.feature_block) * HOPPER_FP8.feature_block
+    steps, ranks = -(-groups // 2), second["branch_steps"] * 32
+    sizes = {"turned_scales": columns * steps * 32, "wide_weights": columns * steps * 128, "up": columns * ranks * 2}
+    places = sorted((once[name], once[name] + sizes[name]) for name in sizes)
+    assert places[0][0] == kept and places[-1][1] <= kept + size
+    assert all(one[1] <= other[0] for one, other in pairwise(places))
+    assert (second["weights"], second["low_rank_up"]) == (once["wide_weights"], once["up"])
+    scales = next(name for name in second if name in ("turned_scales", "feature_scales"))
+    assert second[scales] == once["turned_scales"]
+    room = kernel.workspace(shapes, {}, "9.0")
+    for name in ("codes", "token_scales", "hidden"):
+        assert SCRATCH <= first[name] == second[name] < SCRATCH + room
+    assert room + size <= W4A4LinearKernel().workspace(shapes, {}, "9.0") + 256
+    assert not any(W4A4LinearKernel().constants_bytes(shapes, other) for other in CAPABILITIES if other != "9.0")
 
 
 def test_int4_tensor_cores_are_used_where_they_are_and_int8_ones_elsewhere():
