@@ -33,6 +33,9 @@ CODED_MEAN: Final = 1e-2
 """Keys and values in codes: the mean difference, as a share of the greatest magnitude. A number at the edge between two
 codes may fall on either side, which moves it by a whole step."""
 
+ROUNDED_MEAN: Final = 2e-2
+"""The same of everything that passes through layers whose inputs become codes: every later layer sees the step, too."""
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -69,11 +72,13 @@ def require_polygraphy() -> None:
         ) from error
 
 
-def compare(name: str, candidate: Array, reference: Array, precision: Precision, *, coded: bool = False) -> Agreement:
+def compare(
+    name: str, candidate: Array, reference: Array, precision: Precision, mean: float | None = None
+) -> Agreement:
     """Judge ``candidate`` against ``reference``, two arrays of one shape and dtype.
 
-    uint8 arrays are frames, ``coded`` ones are held to :data:`CODED_MEAN`, all others to :data:`RELATIVE`. A NaN or an
-    infinity in either fails.
+    uint8 arrays are frames. Of others the mean difference may be ``mean`` of the greatest magnitude, if that is given
+    (such as :data:`CODED_MEAN`), or they are held to :data:`RELATIVE`. A NaN or an infinity in either fails.
     """
     from polygraphy.comparator import IterationResult
     from polygraphy.logger import G_LOGGER
@@ -82,7 +87,7 @@ def compare(name: str, candidate: Array, reference: Array, precision: Precision,
     if frames:  # Polygraphy divides by the reference, and only floating-point zeros are safe there
         candidate, reference = candidate.astype(np.float32), reference.astype(np.float32)
     magnitude = float(np.max(np.abs(reference), initial=0.0))
-    relative = _mean_check(CODED_MEAN * magnitude) if coded else _relative_check(RELATIVE[precision] * magnitude)
+    relative = _relative_check(RELATIVE[precision] * magnitude) if mean is None else _mean_check(mean * magnitude)
     checks = _frame_checks() if frames else relative
     ours = IterationResult({name: candidate}, runner_name="package")
     theirs = IterationResult({name: reference}, runner_name="onnxruntime")

@@ -1,4 +1,5 @@
-"""The stages before quantized graphs: recorded streams, then quantized weights and what was decided about them.
+"""The stages before quantized graphs: recorded streams, then quantized weights and what was decided about them, and
+the ranges of a decoder that is to compute on codes.
 
 Recipes that are calibrated share the streams of a model, and GPUs share both stages.
 """
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 STREAMS = "calibration"
 CODES = "codes"
+RANGES = "ranges"
 
 LONG: Final = 900.0
 """Seconds of recording above which a note says how long it will take, as on a processor with a large model."""
@@ -88,3 +90,22 @@ def make_codes(plan: BuildPlan, streams: Path | None, folder: Path, progress: Pr
     recorded = CalibrationSet.read(streams)
     digest = plan.calibration_key
     calibrate(plan.model, plan.weights, recorded, plan.recipe, digest, folder, Device.best(), advance)
+
+
+def make_ranges(plan: BuildPlan, streams: Path, folder: Path, progress: Progress) -> None:
+    """Write the ranges of the decoder's convolutions in recorded ``streams`` into a stage folder.
+
+    Raises CheckpointError for weights that do not fit or make numbers that are not finite.
+    """
+    progress.update(RANGES, 0.0, "loading torch")
+    from rtgen.models.registry import load
+    from rtgen.quantize.calibration_set import CalibrationSet
+    from rtgen.quantize.decoder_ranges import observe_ranges
+    from rtgen.quantize.device import Device
+
+    def advance(fraction: float, detail: str) -> None:
+        progress.update(RANGES, fraction, detail)
+
+    module, _ = load("decoder", plan.model, plan.weights, "float32")
+    recorded = CalibrationSet.read(streams)
+    observe_ranges(module, recorded, Device.best(), advance).write(folder)  # type: ignore[arg-type]  # not the tiny one

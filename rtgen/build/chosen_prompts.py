@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from rtgen.config.locate import calibration_files
 from rtgen.config.model import ModelConfig
@@ -10,13 +11,18 @@ from rtgen.config.recipe import RecipeConfig
 from rtgen.errors import ConfigError, UsageError
 from rtgen.quantize.prompts import read_prompts
 
+DECODER_PROMPTS: Final = 4
+"""Of the model's list, where the decoder alone is calibrated: extremes of its convolutions take few frames to show."""
+
 
 def calibration_prompts(file: Path | None, model: ModelConfig, recipe: RecipeConfig) -> tuple[str, ...]:
     """The prompts that a recipe is calibrated on: of ``file``, else of the model's own list; none where it is not.
 
+    Where the decoder alone is calibrated, those are the first of the list.
+
     Raises PromptError for a file that is no list of prompts, UsageError for one that would change nothing.
     """
-    if recipe.quantization is None or not recipe.quantization.is_calibrated:
+    if not is_calibrated(model, recipe):
         if file is not None:
             raise UsageError(
                 f"recipe '{recipe.name}' is not calibrated, so --calib-prompts would change nothing",
@@ -30,5 +36,18 @@ def calibration_prompts(file: Path | None, model: ModelConfig, recipe: RecipeCon
                 f"{model.name} names calibration prompts '{model.calibration.prompts}', which do not exist",
                 hint=f"one of: {', '.join(shipped)}; or give --calib-prompts FILE",
             )
-        file = shipped[model.calibration.prompts]
+        prompts = read_prompts(shipped[model.calibration.prompts])
+        quantization = recipe.quantization
+        return prompts if quantization is not None and quantization.is_calibrated else prompts[:DECODER_PROMPTS]
     return read_prompts(file)
+
+
+def is_calibrated(model: ModelConfig, recipe: RecipeConfig) -> bool:
+    """Whether streams of a model are recorded for a recipe."""
+    denoiser = recipe.quantization is not None and recipe.quantization.is_calibrated
+    return denoiser or has_coded_decoder(model, recipe)
+
+
+def has_coded_decoder(model: ModelConfig, recipe: RecipeConfig) -> bool:
+    """Whether a model's decoder computes on codes under a recipe; the tiny one never does."""
+    return recipe.decoder is not None and model.decoder != "taehv"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from rtgen.build.plan import BuildPlan
+    from rtgen.export.ranges import DecoderRanges
     from rtgen.progress import Progress
 
 TABLES = "components.json"
@@ -35,26 +36,32 @@ def read_tables(folder: Path) -> dict[Component, ComponentEntry]:
     return {name: ComponentEntry.model_validate(content[name]) for name in COMPONENTS}
 
 
-def make_export(plan: BuildPlan, folder: Path, progress: Progress) -> None:
-    """Export every component in the recipe's precision. Raises MissingDependencyError without ``rtgen[compile]``."""
+def make_export(plan: BuildPlan, ranges: Path | None, folder: Path, progress: Progress) -> None:
+    """Export every component in the recipe's precision. ``ranges``: the stage with those of a decoder that computes on
+    codes. Raises MissingDependencyError without ``rtgen[compile]``, PackageInvalidError for ranges of another decoder.
+    """
     from rtgen.build.toolchain import installed_toolchain
 
     progress.update("export", 0.0, "loading torch")
     installed_toolchain()
+    from rtgen.export.ranges import DecoderRanges
     from rtgen.models.registry import prepare
 
+    observed = None if ranges is None else DecoderRanges.read(ranges)
     for component in COMPONENTS:
         prepare(component, plan.model, plan.weights)  # refuse misfit weights before the first export
     tables: dict[Component, ComponentEntry] = {}
     for position, component in enumerate(COMPONENTS):
         progress.update("export", position / len(COMPONENTS), component.replace("_", " "))
-        tables[component] = export_one(plan, component, folder)
+        tables[component] = export_one(plan, component, folder, observed if component == "decoder" else None)
     write_tables(folder, tables)
     progress.update("export", 1.0)
 
 
-def export_one(plan: BuildPlan, component: Component, folder: Path) -> ComponentEntry:
-    """Write a component's graph into ``folder``; its tensor table."""
+def export_one(
+    plan: BuildPlan, component: Component, folder: Path, ranges: DecoderRanges | None = None
+) -> ComponentEntry:
+    """Write a component's graph into ``folder``; its tensor table. ``ranges``: of a decoder that computes on codes."""
     import onnx_ir as ir
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
@@ -68,7 +75,7 @@ def export_one(plan: BuildPlan, component: Component, folder: Path) -> Component
     precision, on_host = plan.precision_of(component), plan.runs_on(component) == "host"
     # In float32 the weights of a host component would not fit in memory, and a graph holds none.
     module, index = (outline if on_host else load)(component, plan.model, plan.weights, precision)
-    graph = export_component(component, plan.model, module, precision, plan.kv_cache)
+    graph = export_component(component, plan.model, module, precision, plan.kv_cache, ranges)
     names = weight_names(module, graph)
     stored = {initializer: index[name] for initializer, name in names.items()}
     # The exporter's stack traces hold this machine's paths.

@@ -15,7 +15,7 @@ from typing import Literal, cast
 
 from platformdirs import user_data_dir
 
-from rtgen.build.chosen_prompts import calibration_prompts
+from rtgen.build.chosen_prompts import calibration_prompts, has_coded_decoder
 from rtgen.build.chosen_ring import chosen_ring
 from rtgen.build.request import BuildRequest
 from rtgen.build.sizes import requested_profiles
@@ -114,6 +114,11 @@ class BuildPlan:
         """What the K/V ring holds."""
         return kv_cache_of(self.model, self.recipe)
 
+    @property
+    def has_coded_decoder(self) -> bool:
+        """Whether the decoder computes on codes."""
+        return has_coded_decoder(self.model, self.recipe)
+
     @cached_property
     def graph_digest(self) -> str:
         """Of what shapes the graphs: the architecture and the weights."""
@@ -181,6 +186,11 @@ class BuildPlan:
         return self._codes_key(self.toolchain)
 
     @cached_property
+    def ranges_key(self) -> str:
+        """Of what the decoder's convolutions were seen to take and give, where it computes on codes."""
+        return self._ranges_key(self.toolchain)
+
+    @cached_property
     def quantize_key(self) -> str:
         """Of the graphs with quantized weights, for a recipe that has any."""
         return self._quantize_key(self.toolchain)
@@ -209,6 +219,7 @@ class BuildPlan:
                 "graphs": self.graph_digest,
                 "precision": self.recipe.precision,
                 "kv_cache": self.kv_cache.model_dump(mode="json"),
+                "ranges": self._ranges_key(toolchain) if self.has_coded_decoder else None,
                 "exporter": {name: toolchain[name] for name in EXPORTER_PACKAGES},
                 "sources": exporter_sources(),
             }
@@ -244,6 +255,16 @@ class BuildPlan:
                 "calibration": self._calibration_key(toolchain) if quantization.is_calibrated else None,
                 "torch": toolchain["torch"],
                 "modelopt": toolchain.get(MODELOPT) if quantization.needs_modelopt else None,
+                "sources": quantizer_sources(),
+            }
+        )
+
+    def _ranges_key(self, toolchain: Mapping[str, str]) -> str:
+        return fields_digest(
+            {
+                "graphs": self.graph_digest,
+                "calibration": self._calibration_key(toolchain),
+                "torch": toolchain["torch"],
                 "sources": quantizer_sources(),
             }
         )

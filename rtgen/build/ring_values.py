@@ -18,9 +18,16 @@ VALUES: Final = "kv_values"
 
 
 def comparable_states(component: ComponentEntry) -> Iterator[tuple[str, Callable[[Session], Array]]]:
-    """Each state's name and how it is read from a session; codes and scales of a layer make one, float32."""
+    """Each state's name and how it is read from a session; codes and scales of a layer make one, float32.
+
+    Past frames in codes are left out: they lie there in a form where neighbouring codes may be far apart
+    (``rtgen.export.coded_convolution``), and the frames that they lead to are compared anyway.
+    """
+    coded = {tensor.name for tensor in component.inputs if tensor.dtype == "uint8"}
     for state in component.states:
         name = state.output
+        if state.input in coded:
+            continue
         if name.startswith(CODES):
             yield name.replace(CODES, VALUES), _decoder(name)
         elif not name.startswith(SCALES):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rtgen.build.calibration import CODES, STREAMS, make_codes, make_streams
+from rtgen.build.calibration import CODES, RANGES, STREAMS, make_codes, make_ranges, make_streams
 from rtgen.build.engines import make_package
 from rtgen.build.graphs import make_export, make_graphs
 from rtgen.build.plan import BuildPlan, plan_build
@@ -159,6 +159,14 @@ class _Walk:
 
         return self._stage(CODES, plan.codes_key, make)
 
+    def ranges(self) -> Path:
+        """What the decoder's convolutions were seen to take and give, where it computes on codes."""
+
+        def make(folder: Path) -> None:
+            make_ranges(self.converted(), self.streams(), folder, self.progress)
+
+        return self._stage(RANGES, self.plan.ranges_key, make)
+
     def streams(self) -> Path:
         """The recorded streams that recipes are calibrated on."""
         plan, progress = self.plan, self.progress
@@ -168,7 +176,11 @@ class _Walk:
 
     def exported(self) -> Path:
         plan, progress = self.plan, self.progress
-        return self._stage("export", plan.export_key, lambda folder: make_export(self.converted(), folder, progress))
+
+        def make(folder: Path) -> None:
+            make_export(self.converted(), self.ranges() if plan.has_coded_decoder else None, folder, progress)
+
+        return self._stage("export", plan.export_key, make)
 
     def _stage(self, kind: str, key: str, make: Callable[[Path], None]) -> Path:
         made = False

@@ -102,6 +102,13 @@ class Quantization(Section):
         return self
 
 
+class DecoderFormat(Section):
+    """What the decoder's convolutions compute on (``rtgen.export.coded_decoder``)."""
+
+    format: Literal["int8"]
+    """Codes of activations with calibrated scales, one a tensor, and of weights, one scale an output channel."""
+
+
 class KVCacheFormat(Section):
     """How the K/V ring keeps keys and values (``rtgen.plugins.quantized_kv_cache_attention``)."""
 
@@ -145,6 +152,8 @@ class RecipeConfig(Section):
     """Those it can run on; empty for recipes of the processor."""
     quantization: Quantization | None = None
     """None leaves all weights and activations in ``precision``."""
+    decoder: DecoderFormat | None = None
+    """None leaves the decoder in ``precision``; so does a model with the tiny decoder."""
     kv_cache: KVCacheFormat = KVCacheFormat()
     targets: Targets = Targets()
 
@@ -153,6 +162,12 @@ class RecipeConfig(Section):
         is_for_gpus = any(compiler in ENGINE_COMPILERS for compiler in self.compilers)
         if is_for_gpus != bool(self.compute_capabilities):
             raise ValueError("compute_capabilities belong to recipes for tensorrt_rtx and tensorrt, and to no others")
+        return self
+
+    @model_validator(mode="after")
+    def _decoder_of_processors(self) -> Self:
+        if self.decoder is not None and (self.compilers != ("onnxruntime",) or self.quantization is None):
+            raise ValueError("the section decoder is for recipes of onnxruntime alone that have a section quantization")
         return self
 
     @model_validator(mode="after")

@@ -71,10 +71,11 @@ def export_graph(
 
 
 def _translations() -> dict[Any, Callable[..., Any]]:
-    """How torch ops of rtgen's plugins become nodes of domain ``rtgen``."""
+    """How torch ops of rtgen's become nodes: those of its plugins in the domain ``rtgen``."""
     import torch
     from onnxscript.values import Op, Opset
 
+    from rtgen.export.codes import translations
     from rtgen.plugins import kv_cache_attention, quantized_kv_cache_attention
     from rtgen.plugins.base import DOMAIN, DOMAIN_VERSION
 
@@ -95,6 +96,7 @@ def _translations() -> dict[Any, Callable[..., Any]]:
         return codes(*tensors, **{**coded.attributes, **given, "head_dim": int(tensors[0].shape[3])})
 
     return {
+        **translations(),
         torch.ops.rtgen.kv_cache_attention.default: over_floats,
         torch.ops.rtgen.quantized_kv_cache_attention.default: over_codes,
     }

@@ -7,7 +7,7 @@ copied to the decoder once, as they are, and stay there for all its runs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 ROWS, COLUMNS = 6, 10
 """Latent size at which the graphs are traced."""
 
+_Size = TypeVar("_Size", int, str)
+
 
 class PastFrames(NamedTuple):
     """A state: past frames somewhere inside the decoder."""
@@ -32,6 +34,14 @@ class PastFrames(NamedTuple):
     frames: int
     scale: int
     """Rows and columns against those of the latents."""
+    coded: bool = False
+    """Whether they are 8-bit codes [frames, rows, columns, channels], or [1, channels, frames, rows, columns]."""
+
+    def arranged(self, rows: _Size, columns: _Size) -> tuple[int | _Size, ...]:
+        """The shape, for this many rows and columns."""
+        if self.coded:
+            return self.frames, rows, columns, self.channels
+        return 1, self.channels, self.frames, rows, columns
 
 
 def take_frames(latents: Tensor, latent_frames: Tensor | None) -> Tensor:
@@ -57,11 +67,19 @@ def export_streaming(
     rows, columns = torch.export.Dim("latent_height", min=2, max=512), torch.export.Dim("latent_width", min=2, max=512)
     example: dict[str, Tensor | list[Tensor]] = {
         "latents": torch.zeros(1, config.autoencoder.latent_channels, config.cache.chunk, ROWS, COLUMNS),
-        "past": [torch.zeros(1, c, frames, ROWS * scale, COLUMNS * scale, dtype=dtype) for c, frames, scale in past],
+        "past": [
+            torch.zeros(
+                state.arranged(ROWS * state.scale, COLUMNS * state.scale), dtype=torch.uint8 if state.coded else dtype
+            )
+            for state in past
+        ],
     }
     dynamic: dict[str, object] = {
         "latents": {3: rows, 4: columns},
-        "past": [{3: state.scale * rows, 4: state.scale * columns} for state in past],
+        "past": [
+            dict(zip((1, 2) if state.coded else (3, 4), (state.scale * rows, state.scale * columns), strict=True))
+            for state in past
+        ],
     }
     given = {tensor.name for tensor in inputs}
     if "first" in given:
@@ -81,14 +99,8 @@ def tensor_table(
     carried = [
         TensorEntry(
             name=f"past_{index}",
-            dtype=precision,
-            shape=(
-                1,
-                state.channels,
-                state.frames,
-                f"{patch_rows * state.scale}*rows",
-                f"{patch_columns * state.scale}*columns",
-            ),
+            dtype="uint8" if state.coded else precision,
+            shape=state.arranged(f"{patch_rows * state.scale}*rows", f"{patch_columns * state.scale}*columns"),
         )
         for index, state in enumerate(past)
     ]

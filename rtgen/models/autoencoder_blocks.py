@@ -28,14 +28,17 @@ class Validity:
         finer.missing = 2 * self.missing + 1
         return finer
 
-    def __call__(self, x: Tensor, missing: int | None = None) -> Tensor:
-        """Zero the missing frames of x [B, C, F, H, W]."""
+    def existing(self, frames: int, device: torch.device, missing: int | None = None) -> Tensor | None:
+        """[F] float32: 1 for frames that exist, 0 for others; None where all do."""
         count = self.missing if missing is None else missing
         if self.first is None or count == 0:
-            return x
-        frame = torch.arange(x.shape[2], device=x.device)
-        keep = 1 - self.first * (frame < count).float()
-        return x * keep.to(x.dtype)[None, None, :, None, None]
+            return None
+        return 1 - self.first * (torch.arange(frames, device=device) < count).float()
+
+    def __call__(self, x: Tensor, missing: int | None = None) -> Tensor:
+        """Zero the missing frames of x [B, C, F, H, W]."""
+        keep = self.existing(x.shape[2], x.device, missing)
+        return x if keep is None else x * keep.to(x.dtype)[None, None, :, None, None]
 
 
 class ResidualBlock(nn.Module):
@@ -74,11 +77,15 @@ class AttentionBlock(nn.Module):
         """x [B, C, F, H, W]."""
         batch, channels, frames, height, width = x.shape
         tokens = self.norm(x).permute(0, 2, 3, 4, 1).reshape(batch * frames, height * width, channels)
+        y = self.attend(tokens)
+        return x + y.reshape(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3)
+
+    def attend(self, tokens: Tensor) -> Tensor:
+        """Attention and the convolution after it, for the places of each frame: tokens [frames, places, C]."""
         weight = self.to_qkv.weight.flatten(1)
         query, key, value = F.linear(tokens, weight, self.to_qkv.bias).unsqueeze(1).chunk(3, dim=-1)
         y = F.scaled_dot_product_attention(query, key, value).squeeze(1)
-        y = F.linear(y, self.proj.weight.flatten(1), self.proj.bias)
-        return x + y.reshape(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3)
+        return F.linear(y, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class Upsample(nn.Module):

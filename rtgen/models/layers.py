@@ -36,6 +36,11 @@ class ChannelRMSNorm(nn.Module):
         normed = x.float() * (torch.rsqrt(1e12 * square + 1) * (1e6 * self.scale))
         return normed.to(x.dtype) * self.gamma.to(x.dtype)
 
+    def channels_last(self, x: Tensor) -> Tensor:
+        """The same of x [.., C] float32: the mean of squares is their sum by C, and so is what is added to it."""
+        channels = x.shape[-1]
+        return F.rms_norm(x, (channels,), self.gamma.flatten(), 1e-12 / channels)
+
 
 def sinusoid(positions: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding, [cos, sin], of float positions of any shape: [..., dim] float32 (Wan 2.1's time input)."""

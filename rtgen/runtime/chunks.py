@@ -116,12 +116,15 @@ class ChunksAhead:
         self._maker, self._count = maker, count
         self._taken = maker.mark()
         self._worker: _Worker | None = None
+        self._change = threading.Lock()  # of the worker: another thread may close it as soon as it runs
 
     def take(self) -> MadeChunk:
-        if self._worker is None:
-            left = None if self._count is None else self._count - self._taken.chunk
-            self._worker = _Worker(self._maker, left)
-        made = self._worker.take()
+        with self._change:
+            if self._worker is None:
+                left = None if self._count is None else self._count - self._taken.chunk
+                self._worker = _Worker(self._maker, left)
+            worker = self._worker
+        made = worker.take()
         self._taken = made.after
         return made
 
@@ -140,9 +143,10 @@ class ChunksAhead:
             self._maker.rewind(self._taken)
 
     def close(self) -> None:
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
+        with self._change:
+            worker, self._worker = self._worker, None
+            if worker is not None:
+                worker.close()
 
 
 class _Worker:

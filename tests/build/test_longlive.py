@@ -182,7 +182,8 @@ def test_another_decoder_that_the_model_offers_can_be_asked_for(world, outcome, 
 
     monkeypatch.chdir(tmp_path)
     for options, made in (([], outcome), (["--decoder", "taehv"], tiny), (["--decoder", "vae"], outcome)):
-        line = ["run", "--gpu", "cpu", "--model", request.model, "--weights", str(request.weights), "--frames", "1"]
+        line = ["run", "--gpu", "cpu", "--recipe", "fp32", "--model", request.model, "--frames", "1"]
+        line += ["--weights", str(request.weights)]
         assert run([*line, "--store", str(request.store), "--no-build", "--prompt", "x", "--json", *options]) == 0
         assert json.loads(capsys.readouterr().out)["data"]["package"] == str(made.package)
 

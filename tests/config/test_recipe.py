@@ -114,3 +114,14 @@ def test_only_calibrated_recipes_need_modelopt() -> None:
         if (quantization := load_recipe(name).quantization) is not None and quantization.needs_modelopt
     }
     assert needing == {"int8", "fp8", "int4-awq", "nvfp4"}
+
+
+def test_a_decoder_on_codes_is_for_recipes_of_the_processor() -> None:
+    fields = load_recipe("int8-cpu").model_dump()
+    assert RecipeConfig.model_validate(fields).decoder is not None
+    gpu = load_recipe("int8").model_dump() | {"decoder": {"format": "int8"}}
+    for change in (fields | {"quantization": None}, fields | {"compilers": ("onnxruntime", "torch")}, gpu):
+        with pytest.raises(ValidationError, match="section decoder is for recipes of onnxruntime alone"):
+            RecipeConfig.model_validate(change)
+    with pytest.raises(ValidationError, match="format"):
+        RecipeConfig.model_validate(fields | {"decoder": {"format": "int4"}})
