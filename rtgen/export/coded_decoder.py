@@ -74,16 +74,18 @@ class _Run:
         self._step, self._past = step, iter(past)
 
     def inner(self, convolution: CausalConv3d | FrameConv2d, x: Tensor, *, doubled: bool = False) -> Tensor:
-        return self._codes_of(convolution).numbers(self._convolve(convolution, x, doubled=doubled))
+        return self._convolve(convolution, x, doubled=doubled)
 
     def last(self, convolution: CausalConv3d, x: Tensor) -> Tensor:
-        return self._convolve(convolution, x)
+        return self._convolve(convolution, x, numbers=False)
 
-    def _convolve(self, convolution: CausalConv3d | FrameConv2d, x: Tensor, *, doubled: bool = False) -> Tensor:
+    def _convolve(
+        self, convolution: CausalConv3d | FrameConv2d, x: Tensor, *, doubled: bool = False, numbers: bool = True
+    ) -> Tensor:
         codes = self._codes_of(convolution)
         past = next(self._past) if codes.taps > 1 else None
-        made, present = codes(x, convolution.weight, past, doubled=doubled)
-        if present is not None:
+        made, present = codes(x, convolution.weight, past, doubled=doubled, numbers=numbers)
+        if past is not None:
             self.present.append(present)
         output: Tensor = made
         return output

@@ -75,7 +75,7 @@ def _translations() -> dict[Any, Callable[..., Any]]:
     import torch
     from onnxscript.values import Op, Opset
 
-    from rtgen.export.codes import translations
+    from rtgen.export.coded_convolution import translations
     from rtgen.plugins import kv_cache_attention, quantized_kv_cache_attention
     from rtgen.plugins.base import DOMAIN, DOMAIN_VERSION
 

@@ -2,8 +2,8 @@
 
     python -m scripts.postcard.decoder_codes
 
-The ranges are those of a build for `cpu`. Streams of `--streams` calibration prompts that did not go into them are decoded
-both ways, in torch.
+The ranges are those of a build for `cpu`. Streams of `--streams` calibration prompts that did not go into them are
+decoded both ways, in torch.
 """
 
 from __future__ import annotations

@@ -190,7 +190,7 @@ def test_zero_has_a_code_and_the_range_is_covered(low, high):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.booleans(), st.sampled_from([torch.uint8, torch.int8]))
-def test_the_ops_are_those_of_onnx(seed, by_row, dtype):
+def test_rounding_is_that_of_onnx(seed, by_row, dtype):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(3, 4, 2, generator=generator)
     count = (3,) if by_row else ()
