@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from rtgen.config.base import Section
-from rtgen.errors import PackageInvalidError
+from rtgen.config.json_file import read_section
 
 FILE_NAME: Final = "ranges.json"
 MAXIMUM_BYTES: Final = 1 << 20
@@ -69,12 +69,4 @@ class DecoderRanges(Section):
     @classmethod
     def read(cls, folder: Path) -> DecoderRanges:
         """Read and check what :meth:`write` wrote. Raises PackageInvalidError."""
-        path = folder / FILE_NAME
-        try:
-            if path.stat().st_size > MAXIMUM_BYTES:
-                raise PackageInvalidError(f"{path} is larger than {MAXIMUM_BYTES >> 20} MiB")
-            return cls.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise PackageInvalidError(f"{path} cannot be read: {error.strerror or error}") from error
-        except ValidationError as error:
-            raise PackageInvalidError(f"{path} holds no ranges of a decoder") from error
+        return read_section(cls, folder / FILE_NAME, MAXIMUM_BYTES, "holds no ranges of a decoder")

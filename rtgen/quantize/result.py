@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from rtgen.config.base import Section
-from rtgen.errors import PackageInvalidError
+from rtgen.config.json_file import read_section
 
 FILE_NAME: Final = "quantization.json"
 """Beside the weights that it describes."""
@@ -89,12 +89,4 @@ def write_result(result: QuantizationResult, folder: Path) -> None:
 
 def read_result(folder: Path) -> QuantizationResult:
     """Read and check ``quantization.json`` of a stage folder. Raises PackageInvalidError."""
-    path = folder / FILE_NAME
-    try:
-        if path.stat().st_size > MAXIMUM_BYTES:
-            raise PackageInvalidError(f"{path} is larger than {MAXIMUM_BYTES >> 20} MiB")
-        return QuantizationResult.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise PackageInvalidError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValidationError as error:
-        raise PackageInvalidError(f"{path} is not a valid quantization result") from error
+    return read_section(QuantizationResult, folder / FILE_NAME, MAXIMUM_BYTES, "is not a valid quantization result")

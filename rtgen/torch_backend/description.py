@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pydantic import ValidationError
-
 from rtgen.config.base import Section
+from rtgen.config.json_file import read_section
 from rtgen.config.model import ModelConfig
 from rtgen.config.recipe import KVCacheFormat, Precision
 from rtgen.errors import PackageInvalidError
@@ -53,16 +52,7 @@ def write_description(description: Description, folder: Path) -> None:
 
 def read_description(path: Path, entry: ModelEntry) -> Description:
     """Read and check ``model.json`` of a package whose manifest has ``entry``. Raises PackageInvalidError."""
-    try:
-        if path.stat().st_size > MAXIMUM_BYTES:
-            raise PackageInvalidError(f"{path} is larger than {MAXIMUM_BYTES >> 20} MiB")
-        found = Description.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise PackageInvalidError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise PackageInvalidError(f"{path} does not describe a model: {where!r}: {first['msg']}") from error
+    found = read_section(Description, path, MAXIMUM_BYTES, "does not describe a model")
     _check_sizes(path, found.model)
     _check_entry(path, found.model, entry)
     return found
