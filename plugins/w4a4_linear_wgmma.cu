@@ -1,7 +1,7 @@
 // rtgen::W4A4Linear, second half, on Hopper: as w4a4_linear.cu, with products by whole warpgroups (wgmma).
 //
 // Tensor cores of Hopper run at full speed only for wgmma, which takes weights from shared memory, a byte a code: the
-// first half (w4a4_quantize.cu) has taken them apart. Three warpgroups compute a tile of 192 tokens x 160 features, 64
+// first half (w4a4_quantize_wgmma.cu) has taken them apart. Three warpgroups compute a tile of 192 tokens x 160 features, 64
 // tokens each; a thread of a fourth one keeps a ring of stages filled through the copy engine.
 //
 // What would cost most is not the products but their scales: two multiplications for each sum of a group, and loads of the

@@ -8,9 +8,9 @@ struct Problem {
     const uint8* codes;            // of w4a4_quantize.cu, as are all of which that says more
     const uint8* token_scales;
     const uint8* hidden;           // zeros from rank on
-    const uint8* weights;          // [features, groups * 32]; with WGMMA of w4a4_quantize.cu
+    const uint8* weights;          // [features, groups * 32]; with WGMMA of w4a4_quantize_wgmma.cu
     const uint8* feature_scales;
-    const half_bits* low_rank_up;  // [features, rank]; with WGMMA of w4a4_quantize.cu
+    const half_bits* low_rank_up;  // [features, rank]; with WGMMA of w4a4_quantize_wgmma.cu
     const half_bits* bias;         // [features]
     const float* gate;             // [tokens / tokens_per_gate, features]
     const float* residual;         // [tokens, features]
