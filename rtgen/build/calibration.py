@@ -25,9 +25,9 @@ LONG: Final = 900.0
 class Forecast:
     """Reports progress of the recording, and once, when a part is done, what all of it takes if that is long."""
 
-    def __init__(self, progress: Progress, place: str) -> None:
-        """``place``: what the streams are computed on, for people."""
-        self._progress, self._place = progress, place
+    def __init__(self, progress: Progress, place: str, instead: str = "int4-weights") -> None:
+        """``place``: what the streams are computed on, for people; ``instead``: a recipe that records nothing."""
+        self._progress, self._place, self._instead = progress, place, instead
         self._began, self._said = time.monotonic(), False
 
     def advance(self, fraction: float, detail: str) -> None:
@@ -39,7 +39,7 @@ class Forecast:
         if expected > LONG:
             self._progress.note(
                 f"recording streams for calibration will take about {_spoken(expected)} on {self._place}; a CUDA GPU "
-                "is much faster, and recipes that round to nearest (such as int4-weights) record nothing"
+                f"is much faster, and recipes that are not calibrated (such as {self._instead}) record nothing"
             )
 
 
@@ -63,7 +63,9 @@ def make_streams(plan: BuildPlan, folder: Path, progress: Progress) -> None:
     contexts = encode_prompts(plan.model, plan.weights, plan.calibration_prompts, device, progress.note)
     module, _ = load("denoiser", plan.model, plan.weights, "float16")
     layered = LayeredDenoiser(module, device, resident=True)  # type: ignore[arg-type]  # the denoiser's class
-    forecast = Forecast(progress, "the GPU" if device.name.startswith("cuda") else "this processor")
+    place = "the GPU" if device.name.startswith("cuda") else "this processor"
+    # What only a decoder is calibrated for is built for processors.
+    forecast = Forecast(progress, place, "fp32" if plan.has_coded_decoder else "int4-weights")
     record_streams(plan.model, model_entry(plan), layered, contexts, device, forecast.advance).write(folder)
 
 

@@ -50,6 +50,21 @@ def test_the_package_for_processors_decodes_on_codes(models, tiny_built):
     assert report.passed, [row for row in report.rows if not row.passed]
 
 
+def test_a_single_first_frame_and_one_latent_frame_at_a_time(tiny_models, tiny_built, tmp_path, monkeypatch):
+    wan = tiny_models["tiny-wan"]
+    text = (wan.configs / "models" / "tiny-wan.toml").read_text(encoding="utf-8")
+    (tmp_path / "models").mkdir()
+    changed = text.replace('name = "tiny-wan"', 'name = "tiny-wan"\ndecode_frames = 1')
+    (tmp_path / "models" / "tiny-wan.toml").write_text(changed, encoding="utf-8")
+    monkeypatch.setenv("RTGEN_CONFIGS", str(tmp_path))
+    built = build(wan.request(recipe="int8-cpu", store=tmp_path / "store"), QUIET)
+    inputs = {tensor.name: tensor.dtype for tensor in built.manifest.components["decoder"].inputs}
+    assert inputs["past_0"] == "uint8" and {"first", "latent_frames"} < set(inputs)
+    exact, coded = frames_of(tiny_built("tiny-wan").package, 3), frames_of(built.package, 3)
+    assert exact.shape == coded.shape and len(exact) == 33  # of 36, the first three do not exist
+    assert 0 < np.abs(exact - coded).mean() < 10
+
+
 def test_few_prompts_are_recorded_and_ones_own_are_taken(models, tmp_path):
     usual = plan_build(models.request(recipe="int8-cpu"))
     assert len(usual.calibration_prompts) == 4 and usual.has_coded_decoder
