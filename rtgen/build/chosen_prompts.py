@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from rtgen.config.decoder_codes import has_coded_decoder
 from rtgen.config.locate import calibration_files
 from rtgen.config.model import ModelConfig
 from rtgen.config.recipe import RecipeConfig
@@ -46,8 +47,3 @@ def is_calibrated(model: ModelConfig, recipe: RecipeConfig) -> bool:
     """Whether streams of a model are recorded for a recipe."""
     denoiser = recipe.quantization is not None and recipe.quantization.is_calibrated
     return denoiser or has_coded_decoder(model, recipe)
-
-
-def has_coded_decoder(model: ModelConfig, recipe: RecipeConfig) -> bool:
-    """Whether a model's decoder computes on codes under a recipe; the tiny one never does."""
-    return recipe.decoder is not None and model.decoder != "taehv"

@@ -15,7 +15,7 @@ from typing import Literal, cast
 
 from platformdirs import user_data_dir
 
-from rtgen.build.chosen_prompts import calibration_prompts, has_coded_decoder
+from rtgen.build.chosen_prompts import calibration_prompts
 from rtgen.build.chosen_ring import chosen_ring
 from rtgen.build.request import BuildRequest
 from rtgen.build.sizes import requested_profiles
@@ -32,6 +32,7 @@ from rtgen.build.toolchain import (
     torch_sources,
 )
 from rtgen.build.weights import published_key, published_sources
+from rtgen.config.decoder_codes import has_coded_decoder
 from rtgen.config.gpu import Compiler, GpuConfig
 from rtgen.config.kv_cache import kv_cache_of, pool_rows, ring_frames
 from rtgen.config.load import load_gpu, load_model, load_recipe, recipe_for

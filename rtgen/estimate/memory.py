@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from rtgen.config.decoder_codes import has_coded_decoder
 from rtgen.config.kv_cache import page_entries, pool_rows, ring_frames
 from rtgen.config.model import TextEncoderConfig
 from rtgen.engine.manifest import MemoryPlan
@@ -26,12 +27,13 @@ def memory_plan(
     weights += text_parameters(model.text_encoder) * item if on_device else 0
     hidden = shape.tokens * (2 * model.denoiser.ffn_dim + model.denoiser.dim) * item
     stream = shape.tokens * model.denoiser.dim * 4
+    past_item = 1 if has_coded_decoder(model, setting.recipe) else item
     per_decoder = activations.taehv if model.decoder == "taehv" else activations.vae
     return MemoryPlan(
         weights=round(weights),
         activations=round(max((hidden + stream) * activations.denoiser, decoder.peak * item * per_decoder)),
         kv_ring=ring_bytes(numerics),
-        decoder_state=2 * decoder.state * item,  # one is read while the other is written
+        decoder_state=2 * decoder.state * past_item,  # one is read while the other is written
         io=_io_bytes(numerics),
         context=CONTEXT_BYTES if gpu.compute_capability else 0,
         vram=round(gpu.vram_gib * GIB),

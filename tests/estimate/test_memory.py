@@ -99,3 +99,13 @@ def test_the_text_encoder_counts_only_where_it_lies_on_the_gpu() -> None:
         for model in models
     )
     assert tiny.weights - hosted.weights == 2 * text_parameters(models[0].text_encoder)
+
+
+def test_past_frames_in_codes_take_a_byte_each() -> None:
+    model, gpu = ModelConfig.model_validate(tomllib.loads(CONFIGS["tiny"])), load_gpu("cpu")
+
+    def state(recipe: str) -> int:
+        made = Setting(gpu, model, load_recipe(recipe), (64, 96), 16, 2)
+        return predict(made, load_efficiencies()).memory.decoder_state
+
+    assert 4 * state("int8-cpu") == state("fp32") > 0
