@@ -185,9 +185,9 @@ def _nodes(
     return (ops.DequantizeLinear(made, made_scale, made_zero) if numbers else made), present
 
 
-def _taps(weight: Any) -> int:
+def _taps(shape: Any) -> int:
     """Frames that a kernel with a weight of this shape sees."""
-    return int(weight[2]) if len(weight) == 5 else 1
+    return int(shape[2]) if len(shape) == 5 else 1
 
 
 def _weight_scales(weight: Tensor) -> Tensor:

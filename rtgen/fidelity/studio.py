@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import rtgen
-from rtgen.build.plan import plan_build
+from rtgen.build.chosen_prompts import is_calibrated
+from rtgen.build.plan import plan_build, with_decoder
 from rtgen.build.reference import ReferenceBackend
 from rtgen.build.walk import build, graphs_and_weights, prepared
 from rtgen.config.kv_cache import kv_cache_of
-from rtgen.config.load import load_recipe
+from rtgen.config.load import load_model, load_recipe
 from rtgen.engine.package import open_package
 from rtgen.errors import BuildError, MemoryPlanError, MissingDependencyError
 from rtgen.fidelity.attributes import Classifier, EvaluationPrompt, read_evaluation
@@ -228,9 +229,8 @@ class Studio:
 
 def with_recipe(request: BuildRequest, name: str) -> BuildRequest:
     """The same request for another recipe; calibration prompts are for those that are calibrated."""
-    quantization = load_recipe(name).quantization
-    is_calibrated = quantization is not None and quantization.is_calibrated
-    prompts = request.calibration_prompts if is_calibrated else None
+    model = with_decoder(load_model(request.model), request.decoder)
+    prompts = request.calibration_prompts if is_calibrated(model, load_recipe(name)) else None
     return replace(request, recipe=name, calibration_prompts=prompts)
 
 

@@ -12,6 +12,7 @@ pytest.importorskip("onnxruntime")
 from rtgen.errors import UsageError
 from rtgen.fidelity.report import ReportRequest, make_report, quantizing_recipes, reference_recipe
 from rtgen.fidelity.saved import save_report
+from rtgen.fidelity.studio import with_recipe
 from rtgen.progress import SilentProgress
 from tests.conftest import CONFIGS
 from tests.fidelity.small_classifier import EVALUATION, write_classifier
@@ -116,3 +117,12 @@ def test_recipes_are_those_that_the_target_can_run():
     assert "nvfp4" not in quantizing_recipes(load_gpu("rtx4080-laptop"))
     assert reference_recipe(load_gpu("rtx4080-laptop")) == "fp16"
     assert reference_recipe(load_gpu("cpu")) == "fp32"
+
+
+def test_prompts_go_to_the_recipes_that_are_calibrated(tiny_models, monkeypatch, tmp_path):
+    """A decoder that computes on codes is, and the tiny decoder never does."""
+    monkeypatch.setenv("RTGEN_CONFIGS", str(tiny_models["tiny"].configs))
+    for model, kept in (("tiny", True), ("tiny-taehv", False)):
+        request = tiny_models[model].request(calibration_prompts=tmp_path / "own.txt")
+        assert (with_recipe(request, "int8-cpu").calibration_prompts is not None) == kept
+        assert with_recipe(request, "fp32").calibration_prompts is None
