@@ -38,12 +38,14 @@ def calibration_prompts(file: Path | None, model: ModelConfig, recipe: RecipeCon
                 hint=f"one of: {', '.join(shipped)}; or give --calib-prompts FILE",
             )
         prompts = read_prompts(shipped[model.calibration.prompts])
-        quantization = recipe.quantization
-        return prompts if quantization is not None and quantization.is_calibrated else prompts[:DECODER_PROMPTS]
+        return prompts if _calibrates_denoiser(recipe) else prompts[:DECODER_PROMPTS]
     return read_prompts(file)
 
 
 def is_calibrated(model: ModelConfig, recipe: RecipeConfig) -> bool:
     """Whether streams of a model are recorded for a recipe."""
-    denoiser = recipe.quantization is not None and recipe.quantization.is_calibrated
-    return denoiser or has_coded_decoder(model, recipe)
+    return _calibrates_denoiser(recipe) or has_coded_decoder(model, recipe)
+
+
+def _calibrates_denoiser(recipe: RecipeConfig) -> bool:
+    return recipe.quantization is not None and recipe.quantization.is_calibrated

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rtgen.errors import PackageInvalidError
 from rtgen.export.coded_convolution import CodedConvolution
+from rtgen.export.decoder import past_frames
 from rtgen.export.graph import ExportedGraph
 from rtgen.export.ranges import Codes
 from rtgen.export.streaming import PastFrames, export_streaming, take_frames
@@ -102,8 +103,6 @@ def past_codes(past: list[PastFrames]) -> list[PastFrames]:
 
 def export_coded_decoder(config: ModelConfig, model: StreamingDecoder, ranges: DecoderRanges) -> ExportedGraph:
     """Export ``model`` (float32). Raises PackageInvalidError for ranges of another decoder."""
-    from rtgen.export.decoder import past_frames
-
     past = past_codes(past_frames(config, model))
     marks_first = config.autoencoder.single_first_frame
     return export_streaming(config, CodedDecoderStep(model, ranges), past, "float32", marks_first=marks_first)
